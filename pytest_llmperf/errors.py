@@ -86,6 +86,10 @@ class SteadyLoad(InvalidRun):
     """Other programs worked beside one repetition after another, and do not end."""
 
 
+class BeyondCeiling(InvalidRun):
+    """A run used more than all of a device: its time, its cost or the device's ceiling is wrong."""
+
+
 class NoRequestSucceeded(InvalidRun):
     """Not one request of a run gave an output, so that nothing can be derived from it."""
 

@@ -24,7 +24,7 @@ Quantity = Estimate | NotMeasurable
 Times = Latencies | NotMeasurable
 
 Missing = Callable[[str, str], object]
-_GAUGES = ("weights", "peak", "reserved", "process", "device", "kv_cache")
+_GAUGES = ("weights", "peak", "growth", "reserved", "process", "device", "kv_cache")
 
 
 class Memory(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False):
@@ -35,6 +35,7 @@ class Memory(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False)
 
     weights: Quantity
     peak: Quantity
+    growth: Quantity
     reserved: Quantity
     process: Quantity
     device: Quantity
