@@ -150,7 +150,12 @@ def _same_token_for_ever(model):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"cache": "static"}, {"cache": "static", "compile": "default"}, {"batching": "continuous"}],
+    [
+        {},
+        {"cache": "static"},
+        {"cache": "static", "compile": "default"},
+        {"batching": "continuous"},
+    ],
     ids=str,
 )
 def test_decoding_that_is_broken_behind_a_cache_is_seen_in_the_logits(

@@ -82,6 +82,19 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
         return self.n_prompt_tokens + len(self.top1) - 1
 
     @property
+    def end_errors(self) -> tuple[float, ...]:
+        """How far the log-probability of the sequence's end is off at each position, nats."""
+        pairs = zip(self.reference_end_logprob, self.candidate_end_logprob, strict=True)
+        return tuple(abs(reference - candidate) for reference, candidate in pairs)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Power of the reference's logits over that of the candidate's error, dB."""
+        if self.noise <= 0 or self.signal <= 0:
+            return math.inf if self.noise <= 0 else -math.inf
+        return 10 * math.log10(self.signal / self.noise)
+
+    @property
     def mean_kl(self) -> float:
         """Mean KL(reference || candidate) of the prompt's tokens, nats; 0 without any."""
         return math.fsum(self.kl) / len(self.kl) if self.kl else 0.0

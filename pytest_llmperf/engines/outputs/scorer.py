@@ -16,10 +16,8 @@ from torch import Tensor
 from pytest_llmperf.engines.outputs.bounds import Bounds
 from pytest_llmperf.engines.outputs.decoding import DecodeLoop, ForcesTokens, autocast, eager
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary
+from pytest_llmperf.engines.outputs.rounding import Rounded
 from pytest_llmperf.errors import UsageError
-
-ROUNDED_TO = "bfloat16"
-"""The dtype to which a reference in float32 is rounded, to see how much noise that makes."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +71,13 @@ class Scorer:
         return torch.cat([loop.force(row, forced[None]) for row, forced in pairs])
 
     def rounded_logits(self, batch: TokenBatch, continuation: Tensor) -> Tensor | None:
-        """Return the logits of `forced_logits` as ROUNDED_TO has them.
+        """Return the logits of `forced_logits` as a model in bfloat16 has them.
 
         None for a model that does not compute in float32.
         """
         if self.autocast_dtype is not None or self.new_cache is not None:
             return None
-        with torch.autocast(self.device.type, getattr(torch, ROUNDED_TO), cache_enabled=False):
+        with Rounded():
             return self.forced_logits(batch, continuation)[0]
 
     def forced_logits(self, batch: TokenBatch, continuation: Tensor) -> tuple[Tensor, torch.dtype]:

@@ -93,9 +93,7 @@ class ForcedRequests:
             chosen = [request.state for request in states if request.has_new_token]
             for column, state in enumerate(chosen):
                 row, place = self._indices[tuple(state.initial_tokens)], state.generated_len()
-                self._logits[row, place] = scores[0, column].to(
-                    "cpu", torch.float32, copy=True
-                )
+                self._logits[row, place] = scores[0, column].to("cpu", torch.float32, copy=True)
                 output_ids[0, column] = self._tokens[row, place]
 
         runner._sample = forced_sample  # noqa: SLF001
