@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch._dynamo.utils
 import torch._inductor.config
+from torch import Tensor
 from torch._inductor import list_mode_options
 
 from pytest_llmperf.core.plan import LoadPlan
@@ -49,13 +50,13 @@ class CompileOptions:
         return f"{self.mode}, cudagraphs {self.cudagraphs}"
 
     def compile_step(
-        self, step: Callable[[], None], rewind: Callable[[], None]
-    ) -> Callable[[], None]:
+        self, step: Callable[[], Tensor], rewind: Callable[[], None]
+    ) -> Callable[[], Tensor]:
         """Compile `step` as one graph for its fixed shapes, warm it up, and capture it if asked.
 
         `rewind` is called before each run.
         """
-        compiled: Callable[[], None] = torch.compile(
+        compiled: Callable[[], Tensor] = torch.compile(
             step, fullgraph=True, dynamic=False, options=self.options
         )
         if self.cudagraphs == "manual":
@@ -65,8 +66,8 @@ class CompileOptions:
         return replay
 
     def compile_prefill(
-        self, prefill: Callable[[], None], how: str, rewind: Callable[[], None]
-    ) -> Callable[[], None]:
+        self, prefill: Callable[[], Tensor], how: str, rewind: Callable[[], None]
+    ) -> Callable[[], Tensor]:
         """Compile `prefill` ("compile"), or capture it as it is ("graph").
 
         A captured prefill runs the same kernels without the host. Raises UsageError where there is
@@ -157,20 +158,20 @@ def _typed(value: str, default: object) -> object:
     return int(value) if value.lstrip("-").isdigit() else value
 
 
-def _marking_steps(compiled: Callable[[], None]) -> Callable[[], None]:
+def _marking_steps(compiled: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Tell CUDA graph trees that each call starts over.
 
     They then replay one graph, and do not record a chain of them.
     """
 
-    def step() -> None:
+    def step() -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        compiled()
+        return compiled()
 
     return step
 
 
-def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:
+def capture(work: Callable[[], Tensor], rewind: Callable[[], None]) -> Callable[[], Tensor]:
     """Record `work` as one CUDA graph after warming it up on a side stream.
 
     Return what replays the graph. `rewind` is called before each run.
@@ -183,11 +184,16 @@ def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[]
     rewind()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+        logits = work()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay
 
 
-def _warm_up(work: Callable[[], None], rewind: Callable[[], None]) -> None:
+def _warm_up(work: Callable[[], Tensor], rewind: Callable[[], None]) -> None:
     for _ in range(WARM_UPS):
         rewind()
         work()

@@ -22,12 +22,13 @@ from pytest_llmperf.core.trace import (
     TokenEvent,
     Trace,
 )
-from pytest_llmperf.engines.outputs import reference
+from pytest_llmperf.engines.outputs import candidate, reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.decoding import Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_hash
 from pytest_llmperf.engines.outputs.next_tokens import top_tokens
 from pytest_llmperf.engines.outputs.requests import matrix
+from pytest_llmperf.engines.outputs.scorer import Scorer
 from pytest_llmperf.engines.transformers import effective
 from pytest_llmperf.engines.transformers.accounting.cost import attention_divided, step_cost
 from pytest_llmperf.engines.transformers.accounting.forward_pass import (
@@ -181,9 +182,9 @@ class TransformersModel:
             return reference.make_reference(self._scorer(), prompts, new_tokens, batch, path)
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """See `outputs.reference.compare_reference`."""
+        """See `outputs.candidate.compare_reference`."""
         with out_of_memory_named(f"comparing with the reference in batches of {batch}"):
-            return reference.compare_reference(self._scorer(), path, batch)
+            return candidate.compare_reference(self._scorer(), path, batch)
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
         """See `outputs.next_tokens.top_tokens`."""
@@ -298,9 +299,9 @@ class TransformersModel:
             flops_per_token=cost.flops_per_token + 2.0 * adapters.elements(),
         )
 
-    def _scorer(self) -> reference.Scorer:
+    def _scorer(self) -> Scorer:
         loaded, runner = self._loaded, self._runner
-        return reference.Scorer(
+        return Scorer(
             model=loaded.model,
             tokenizer=loaded.tokenizer,
             loop=runner.loop,
