@@ -212,7 +212,7 @@ class TransformersModel:
         telemetry = watch.finish()
         return TimedRun(
             trace=_trace_of(decoded, batch, repetition, telemetry),
-            step=self._step_cost(decoded, batch.ids.shape[0]),
+            step=self._with_other_matrices(self._step_cost(decoded, batch.ids.shape[0])),
             telemetry=telemetry.gauges | _proposals(decoded),
             prompts_hash=ids_hash(batch.ids),
             outputs_hash=ids_hash(decoded.tokens),
@@ -286,6 +286,11 @@ class TransformersModel:
             is_whole = loaded.cut is None and loaded.plan.offload is None
             self._passed = one_token(loaded.model) if is_whole else EverythingOnce()
         return self._passed
+
+    def _with_other_matrices(self, cost: StepCost) -> StepCost:
+        """Return the cost with the matrices that a step reads and that are no parameters."""
+        more = self._effective.also_read_bytes
+        return structs.replace(cost, weight_bytes_read=cost.weight_bytes_read + more)
 
     def _with_adapters(self, cost: StepCost) -> StepCost:
         """Return the cost with the one adapter in force, and without those that are not read."""
