@@ -241,7 +241,7 @@ def pytest_terminal_summary(
     if reports:
         from pytest_llmperf.plugin.summary import write  # noqa: PLC0415
 
-        write(terminalreporter, config, reports)
+        write(terminalreporter, config, reports, disabled=value_of(config)("disable"))
     for lost in dict.fromkeys(config.stash.get(LOST, None) or ()):
         terminalreporter.write_line(f"llmperf: {lost}", red=True)
 

@@ -130,10 +130,9 @@ def _choice(
     name: str, value: str, choices: tuple[str, ...], meanings: Mapping[str, str] | None = None
 ) -> str:
     if value not in choices:
-        near = did_you_mean(value, choices, meanings)
-        raise UsageError(
-            f"--llmperf-{name}={value!r} is not known.{near} Choices: {', '.join(choices)}."
-        )
+        all_choices = f"Choices: {', '.join(choices)}."
+        near = did_you_mean(value, choices, meanings, otherwise=all_choices)
+        raise UsageError(f"--llmperf-{name}={value!r} is not known.{near}")
     return value
 
 
