@@ -120,6 +120,9 @@ ENGINE_MEANINGS = {
 }
 """What an engine is called elsewhere -> its name here."""
 
+NAMED_MODEL = "llmperf run"
+"""What the ids of tests begin with that `llmperf run MODEL` measures: no file of the project's."""
+
 MARKER = (
     "llmperf(model=None, *, strategy=None, strategies=(), engine='transformers', device=None, "
     "budget=None, precision=None, label='', revision=None, trust_remote_code=False, seed=0, "
