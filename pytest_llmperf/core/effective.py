@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from msgspec import Struct, field
 
+from pytest_llmperf.core.misspelt import Suggests
+
 OWN_TENSOR_PARALLEL = "pytest-llmperf"
 """Name of this project's tensor parallelism, as `Effective.tensor_parallel` has it."""
 
@@ -265,7 +267,7 @@ class ServerSetting(Struct, frozen=True, kw_only=True):
     asked: str = ""
 
 
-class Effective(Struct, frozen=True, kw_only=True):
+class Effective(Suggests, Struct, frozen=True, kw_only=True):
     """What one worker holds and does, or what all the ranks of a spread model do together.
 
     `compute_dtype` is observed (that of most products with weights in a probe forward), not read

@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
     "4-bit": Kind(
         "4-bit weights",
         "perplexity(1.3)+correlation(0.9)",
-        f"chosen here: nf4 of the built-in model is within; a layer zeroed is not",
+        "chosen here: nf4 of the built-in model is within; a layer zeroed is not",
     ),
     "pruned": Kind(
         "pruned weights", "", "perplexity and recovery are the test's budget", _PERPLEXITY
@@ -163,10 +163,8 @@ def kind_of(candidate: LoadPlan, reference: LoadPlan) -> str:
 
 def _known_kind(kind: object) -> str:
     if kind not in KINDS:
-        raise UsageError(
-            f"kind of variant {kind!r} has no rule.{did_you_mean(str(kind), KINDS)} "
-            f"Kinds: {', '.join(KINDS)}.",
-        )
+        near = did_you_mean(str(kind), KINDS, otherwise=f"Kinds: {', '.join(KINDS)}.")
+        raise UsageError(f"kind of variant {kind!r} has no rule.{near}")
     return str(kind)
 
 

@@ -193,8 +193,8 @@ def _type_refusal(name: str, value: object) -> str | None:
 
 
 def _unknown_option(name: str) -> str:
-    near = did_you_mean(name, KINDS)
-    return f"option {name!r} is not known.{near} Options: {', '.join(KINDS)}."
+    near = did_you_mean(name, KINDS, otherwise=f"Options: {', '.join(KINDS)}.")
+    return f"option {name!r} is not known.{near}"
 
 
 def _mistyped_option(name: str, value: object, types: tuple[type, ...]) -> str:
@@ -328,8 +328,8 @@ def _protocol_refusal(options: Mapping[str, object]) -> str | None:
 
 
 def _unknown_protocol(protocol: str) -> str:
-    near = did_you_mean(protocol, PROTOCOLS)
-    return f"option protocol = {protocol!r} is not known.{near} Protocols: {', '.join(PROTOCOLS)}."
+    near = did_you_mean(protocol, PROTOCOLS, otherwise=f"Protocols: {', '.join(PROTOCOLS)}.")
+    return f"option protocol = {protocol!r} is not known.{near}"
 
 
 def _api_key_refusal(options: Mapping[str, object]) -> str | None:
