@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_llmperf.cache_folder import cache_dir
 from pytest_llmperf.core.trace import Ceilings
-from pytest_llmperf.settings.settings import cache_dir
 from pytest_llmperf.wire.commands import MeasureCeilings
 from pytest_llmperf.workers.pool import OpenModel
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> Ceilings | None:
     try:
         cached = msgspec.json.decode(path.read_bytes(), type=Ceilings)
         return cached if _is_recent(cached) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from msgspec import structs
 
-from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
+from pytest_llmperf.core.effective import ComputeGroup, Effective, LinearGroup, TensorGroup
 from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.trace import (
@@ -147,6 +147,7 @@ def together(effective: Sequence[Effective], plan: LoadPlan) -> Effective:
         effective[0],
         tensors=_tensors(chain.from_iterable(rank.tensors for rank in effective)),
         linears=_linears(chain.from_iterable(rank.linears for rank in effective), plan),
+        computes=_computes(chain.from_iterable(rank.computes for rank in effective), plan),
         compiled_graphs=min(rank.compiled_graphs for rank in effective),
         ranks=len(effective),
         shards=tuple(chain.from_iterable(rank.shards for rank in effective)),
@@ -171,6 +172,19 @@ def _linears(groups: Iterable[LinearGroup], plan: LoadPlan) -> tuple[LinearGroup
             group,
             layers=max(1, group.layers * plan.pp // plan.ranks),
             elements=group.elements // (plan.dp * plan.fsdp),
+        )
+        for group in summed
+    )
+
+
+def _computes(groups: Iterable[ComputeGroup], plan: LoadPlan) -> tuple[ComputeGroup, ...]:
+    """Return the products of all ranks; each rank has its share of them."""
+    summed = _added(groups, ("dtype", "output", "linear", "fixed_dtype"), ("modules", "share"))
+    return tuple(
+        structs.replace(
+            group,
+            modules=max(1, group.modules * plan.pp // plan.ranks),
+            share=group.share / plan.ranks,
         )
         for group in summed
     )

@@ -142,10 +142,8 @@ class RunResult(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=Fal
         known = [leaf for leaf, _ in leaves()]
         canonical = ALIASES.get(name, name)
         if canonical not in known:
-            raise UsageError(
-                f"metric {name!r} is not known.{did_you_mean(name, known)} "
-                f"Metrics: {', '.join(known)}."
-            )
+            near = did_you_mean(name, known, otherwise=f"Metrics: {', '.join(known)}.")
+            raise UsageError(f"metric {name!r} is not known.{near}")
         quantity: object = self
         for part in canonical.split("."):
             quantity = getattr(quantity, part)

@@ -8,23 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pytest_llmperf.cache_folder import cache_dir
+
 _CHUNK_BYTES = 1 << 22
-
-
-def cache_dir() -> Path:
-    """Return `$LLMPERF_CACHE`, or the user's cache folder for this plugin. Not created here."""
-    if configured := os.environ.get("LLMPERF_CACHE"):
-        return Path(configured).expanduser()
-    return _cache_home() / "pytest-llmperf"
-
-
-def _cache_home() -> Path:
-    """Return the user's folder for the caches of all programs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -45,9 +37,12 @@ def file_sha256(file: Path) -> str:
     """
     entry = _cache_entry(file)
     try:
-        return entry.read_text()
-    except OSError:
-        digest = _digest(file)
+        cached = entry.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        cached = ""
+    if _SHA256.fullmatch(cached):  # a full disk leaves less
+        return cached
+    digest = _digest(file)
     _write_entry(entry, digest)
     return digest
 

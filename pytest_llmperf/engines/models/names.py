@@ -114,10 +114,10 @@ def _known_architecture(name: str) -> str:
 
 
 def _unknown_architecture(name: str) -> str:
-    return (
-        f"model 'arch:{name}': architecture {name!r} is not known."
-        f"{did_you_mean(name, ARCHITECTURES)} Architectures: {', '.join(ARCHITECTURES)}."
+    near = did_you_mean(
+        name, ARCHITECTURES, otherwise=f"Architectures: {', '.join(ARCHITECTURES)}."
     )
+    return f"model 'arch:{name}': architecture {name!r} is not known.{near}"
 
 
 def _classify_path(name: str, path: Path) -> tuple[ModelKind, str]:
@@ -139,7 +139,7 @@ def _hub_id(name: str) -> str:
     suggestion = _suggestion(name)
     if _can_be_on_the_hub(name, suggestion):
         return name
-    raise UsageError(f"model {name!r} is not known.{_hint(suggestion)} {_KINDS_OF_NAMES}")
+    raise UsageError(f"model {name!r} is not known. {_hint(suggestion)}")
 
 
 def _can_be_on_the_hub(name: str, suggestion: str) -> bool:
@@ -147,9 +147,10 @@ def _can_be_on_the_hub(name: str, suggestion: str) -> bool:
 
 
 def _hint(suggestion: str) -> str:
-    """Return the model that is perhaps wanted, and all models there are."""
-    question = f" Did you mean {suggestion!r}?" if suggestion else ""
-    return f"{question} Models: {', '.join(_full_names().values())}."
+    """Return the model that is perhaps wanted, else all models and kinds of names there are."""
+    if suggestion:
+        return f"Did you mean {suggestion!r}?"
+    return f"Models: {', '.join(_full_names().values())}. {_KINDS_OF_NAMES}"
 
 
 def _full_names() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -54,6 +54,22 @@ class DecodeLoop(Protocol):
         """Decode exactly `new_tokens` tokens for each sequence, end-of-sequence ignored.
 
         Raises InvalidRun for another length.
+        """
+
+
+@runtime_checkable
+class ForcesTokens(Protocol):
+    """A loop through which given tokens can be sent in place of those that it would choose."""
+
+    @property
+    def unforced(self) -> str:
+        """Why no tokens can be forced through this loop; empty where they can."""
+
+    def force(self, batch: TokenBatch, tokens: Tensor) -> Tensor:
+        """Return the [batch, n, vocab] float32 logits from which the loop chooses each token.
+
+        `tokens` [batch, n] are fed back one at a time in place of the choices. Everything else is
+        as in `decode`: the same cache, step, adapters and ranks.
         """
 
 

@@ -22,12 +22,13 @@ from pytest_llmperf.core.trace import (
     TokenEvent,
     Trace,
 )
-from pytest_llmperf.engines.outputs import reference
+from pytest_llmperf.engines.outputs import candidate, reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.decoding import Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_hash
 from pytest_llmperf.engines.outputs.next_tokens import top_tokens
 from pytest_llmperf.engines.outputs.requests import matrix
+from pytest_llmperf.engines.outputs.scorer import Scorer
 from pytest_llmperf.engines.transformers import effective
 from pytest_llmperf.engines.transformers.accounting.cost import attention_divided, step_cost
 from pytest_llmperf.engines.transformers.accounting.forward_pass import (
@@ -37,7 +38,7 @@ from pytest_llmperf.engines.transformers.accounting.forward_pass import (
 )
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.batches import trace_of as trace_of_requests
-from pytest_llmperf.engines.transformers.compiling import cudagraph_skips
+from pytest_llmperf.engines.transformers.compiling import cudagraph_skips, end_compilers
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
@@ -181,9 +182,9 @@ class TransformersModel:
             return reference.make_reference(self._scorer(), prompts, new_tokens, batch, path)
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """See `outputs.reference.compare_reference`."""
+        """See `outputs.candidate.compare_reference`."""
         with out_of_memory_named(f"comparing with the reference in batches of {batch}"):
-            return reference.compare_reference(self._scorer(), path, batch)
+            return candidate.compare_reference(self._scorer(), path, batch)
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
         """See `outputs.next_tokens.top_tokens`."""
@@ -194,6 +195,7 @@ class TransformersModel:
         """Drop the model and everything compiled for it."""
         vars(self).clear()
         leave()
+        end_compilers()
         torch._dynamo.reset()  # noqa: SLF001  # compiled graphs hold the weights
         gc.collect()
         if torch.cuda.is_available():
@@ -210,7 +212,7 @@ class TransformersModel:
         telemetry = watch.finish()
         return TimedRun(
             trace=_trace_of(decoded, batch, repetition, telemetry),
-            step=self._step_cost(decoded, batch.ids.shape[0]),
+            step=self._with_other_matrices(self._step_cost(decoded, batch.ids.shape[0])),
             telemetry=telemetry.gauges | _proposals(decoded),
             prompts_hash=ids_hash(batch.ids),
             outputs_hash=ids_hash(decoded.tokens),
@@ -285,6 +287,11 @@ class TransformersModel:
             self._passed = one_token(loaded.model) if is_whole else EverythingOnce()
         return self._passed
 
+    def _with_other_matrices(self, cost: StepCost) -> StepCost:
+        """Return the cost with the matrices that a step reads and that are no parameters."""
+        more = self._effective.also_read_bytes
+        return structs.replace(cost, weight_bytes_read=cost.weight_bytes_read + more)
+
     def _with_adapters(self, cost: StepCost) -> StepCost:
         """Return the cost with the one adapter in force, and without those that are not read."""
         adapters = self._loaded.adapters
@@ -297,9 +304,9 @@ class TransformersModel:
             flops_per_token=cost.flops_per_token + 2.0 * adapters.elements(),
         )
 
-    def _scorer(self) -> reference.Scorer:
+    def _scorer(self) -> Scorer:
         loaded, runner = self._loaded, self._runner
-        return reference.Scorer(
+        return Scorer(
             model=loaded.model,
             tokenizer=loaded.tokenizer,
             loop=runner.loop,

@@ -22,7 +22,7 @@ from pytest_llmperf.core.trace import (
     StepCost,
     Trace,
 )
-from pytest_llmperf.engines.outputs import reference
+from pytest_llmperf.engines.outputs import candidate, reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.inputs import ids_hash
 from pytest_llmperf.engines.outputs.next_tokens import top_tokens
@@ -135,8 +135,8 @@ class VllmModel:
         return reference.make_reference(self._scorer(), prompts, new_tokens, batch, path)
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """See `outputs.reference.compare_reference`."""
-        return reference.compare_reference(self._scorer(), path, batch)
+        """See `outputs.candidate.compare_reference`."""
+        return candidate.compare_reference(self._scorer(), path, batch)
 
     def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """See `engines.base.SwitchesAdapters`.
