@@ -172,6 +172,7 @@ def _path(source: OpenModel, reference: LoadPlan, question: Question) -> Path:
     identity = {
         "format": FORMAT,
         "content": source.opened.content_hash,
+        "beside": source.opened.reference_key,
         "plan": msgspec.to_builtins(reference),
         "prompts": question.prompts.content_hash,
         "new_tokens": question.new_tokens,

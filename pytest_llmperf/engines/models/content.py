@@ -33,7 +33,8 @@ def hash_value(value: Mapping[str, object]) -> str:
 def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file's content.
 
-    Kept in the cache by path, size and time of change: weights are read once.
+    Kept in the cache by path, size, times and place on the disk: weights are read once. A copy that
+    keeps the time of change has another time of its status.
     """
     entry = _cache_entry(file)
     try:
@@ -49,7 +50,13 @@ def file_sha256(file: Path) -> str:
 
 def _cache_entry(file: Path) -> Path:
     stat = file.stat()
-    key = {"path": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    key = {
+        "path": str(file.resolve()),
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
     return cache_dir() / "hashes" / hash_value(key)
 
 

@@ -161,7 +161,9 @@ async def _free_tokens(
 
     That is their log-probabilities, which not every server gives.
     """
-    choice = await ask({"prompt": list(row), **_exactly(n), "return_token_ids": True, "logprobs": 1})
+    choice = await ask(
+        {"prompt": list(row), **_exactly(n), "return_token_ids": True, "logprobs": 1}
+    )
     ids = choice.get("token_ids")
     if not _is_list_of(ids, n):
         raise UsageError(

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.loading.reference_key import held_hash
 from pytest_llmperf.engines.transformers.checkpoint import SourceModel, weights_dtype
 from pytest_llmperf.errors import LoadError
 from pytest_llmperf.instruments.layers import dtype_name
@@ -32,6 +33,7 @@ def from_factory(plan: LoadPlan, device: torch.device) -> SourceModel:
     model, tokenizer = _unpack(_call(_import_factory(name), plan), name)
     checkpoint_dtype = _most_common_dtype(model)
     content_hash = _hash_parameters(model)
+    held = held_hash(model, made_by=name.partition(":")[0])
     if plan.weights_dtype != "auto":
         _convert(model, weights_dtype(plan, checkpoint_dtype))
     return SourceModel(
@@ -39,6 +41,7 @@ def from_factory(plan: LoadPlan, device: torch.device) -> SourceModel:
         tokenizer=tokenizer,
         content_hash=content_hash,
         checkpoint_dtype=checkpoint_dtype,
+        held_hash=held,
     )
 
 

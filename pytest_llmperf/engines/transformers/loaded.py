@@ -85,6 +85,7 @@ class TransformersModel:
             load_s=loaded.load_s,
             content_hash=loaded.content_hash,
             base_hash=loaded.base_hash,
+            reference_key=loaded.reference_key,
             vocab_size=loaded.vocab_size,
             versions=loaded.versions,
             device_name=self._runtime.name(),
