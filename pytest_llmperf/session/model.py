@@ -232,7 +232,9 @@ class Model(Suggests):
         sides = f"{self.strategy} with {reference.strategy}"
         self._session.progress("comparing outputs", sides, None)
         candidate = self.load()
-        result = agreement.compare(candidate, reference.seen, reference.load, question, rule)
+        result = agreement.compare(
+            candidate, reference.seen, reference.load, question, rule, self.load
+        )
         self._session.recorder.agree(candidate, question, result)
         return result
 

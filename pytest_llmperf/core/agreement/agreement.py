@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import Layers, LooksAtLayers
 from pytest_llmperf.core.agreement.rules import MeasuredCriterion, Rule
 from pytest_llmperf.core.agreement.sums import (
     Statistic,
@@ -45,7 +46,7 @@ _OF_LOGPROBS = ("perplexity_ratio", "logprob_mae")
 _MAX_EXPONENT = 700.0
 
 
-class Agreement(Suggests):
+class Agreement(LooksAtLayers, Suggests):
     """How well a candidate's outputs agree with those of its reference.
 
     Intervals are bootstrapped over prompts; those of shares of tokens are exact, on the effective
@@ -67,7 +68,9 @@ class Agreement(Suggests):
         reference: str = "",
         dtype: str = "",
         decode_limit: DecodeLimit | None = None,
+        look: Callable[[], Layers] | None = None,
     ) -> None:
+        self._look = look
         self.prompts, self.rule, self.same_model = tuple(prompts), rule, same_model
         self.dtype, self.decode_limit = dtype, decode_limit
         self.noise_floor = None if noise_floor is None else _with_itself(noise_floor)
@@ -265,6 +268,7 @@ class Agreement(Suggests):
             *part_lines(self.parts),
             f"  {path_text(self.prompts)}",
             f"  {self._verdict()}",
+            *self.layer_lines(),
             "prompts that disagree most:",
             *map(worst_text, self.worst[:_WORST_PROMPTS]),
         ]
@@ -307,10 +311,11 @@ class Agreement(Suggests):
 
     def _finding(self) -> Finding:
         of = f" of {self._subject}" if self._subject else ""
+        details = self._context, self._compared(), *self._intervals(), self.where
         return Finding(
             outcome=Outcome.FAIL if self.reasons else Outcome.PASS,
             text=f"agreement{of}: {self._verdict()}",
-            detail="; ".join(filter(None, (self._context, self._compared(), *self._intervals()))),
+            detail="; ".join(filter(None, details)),
             left="agreement",
             right=str(self.rule),
             caution=self._caution(),

@@ -10,6 +10,7 @@ import torch
 from msgspec import structs
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import ModuleError
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
@@ -22,7 +23,7 @@ from pytest_llmperf.core.trace import (
     TokenEvent,
     Trace,
 )
-from pytest_llmperf.engines.outputs import candidate, reference
+from pytest_llmperf.engines.outputs import candidate, layers, reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.decoding import Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_hash
@@ -186,6 +187,22 @@ class TransformersModel:
         """See `outputs.candidate.compare_reference`."""
         with out_of_memory_named(f"comparing with the reference in batches of {batch}"):
             return candidate.compare_reference(self._scorer(), path, batch)
+
+    def write_layers(
+        self, path: str, prompts: tuple[int, ...], inside: str, dtype: str, file: str
+    ) -> tuple[ModuleError, ...]:
+        """See `outputs.layers.write_layers`."""
+        with out_of_memory_named("writing the outputs of its layers"):
+            look = layers.Look(path=path, prompts=prompts, inside=inside)
+            return layers.write_layers(self._scorer(), look, dtype, file)
+
+    def compare_layers(
+        self, path: str, prompts: tuple[int, ...], inside: str, file: str
+    ) -> tuple[ModuleError, ...]:
+        """See `outputs.layers.compare_layers`."""
+        with out_of_memory_named("comparing the outputs of its layers"):
+            look = layers.Look(path=path, prompts=prompts, inside=inside)
+            return layers.compare_layers(self._scorer(), look, file)
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
         """See `outputs.next_tokens.top_tokens`."""
