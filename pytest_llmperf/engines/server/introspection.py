@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from pytest_llmperf.core.metrics import server_metrics
-from pytest_llmperf.engines.server.failures import tls_failure
+from pytest_llmperf.engines.server.failures import tls_failure, whole
 from pytest_llmperf.errors import LoadError, NotInEffect
 
 ASK_S = 5.0
@@ -111,7 +111,7 @@ class Introspection:
             async with self._get("/metrics") as response:
                 if response.status != _OK:
                     return {}
-                return server_metrics.read(await response.text())
+                return server_metrics.read((await whole(response)).decode("utf-8", "replace"))
         except _FAILURES:
             return {}
 
@@ -127,8 +127,8 @@ class Introspection:
             async with self._get(path) as response:
                 if response.status != _OK:
                     return None
-                return msgspec.json.decode(await response.read())
-        except (*_FAILURES, msgspec.DecodeError):
+                return msgspec.json.decode(await whole(response))
+        except (*_FAILURES, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     async def _vllm_facts(self) -> dict[str, str]:
