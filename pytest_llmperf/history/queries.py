@@ -265,7 +265,7 @@ def measured(database: Database, names: Sequence[str]) -> list[MeasuredMetric]:
 
 def _measured_columns() -> list[ColumnElement[Any]]:
     facts = [name for name in MeasuredMetric.__struct_fields__ if name in RECORDS.c]
-    return _columns(RECORDS, facts) + _columns(METRICS, ("name", *_NUMBERS))
+    return _columns(RECORDS, facts) + _columns(METRICS, ("name", *_NUMBERS, "formula"))
 
 
 def _point(

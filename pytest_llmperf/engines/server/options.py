@@ -19,6 +19,8 @@ import msgspec
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.refusals import first_reason
 from pytest_llmperf.engines.server.presets import PROTOCOLS, Preset
+from pytest_llmperf.engines.server.proof.asked import expect_refusal
+from pytest_llmperf.engines.server.proof.said import METRICS
 from pytest_llmperf.errors import did_you_mean
 from pytest_llmperf.secrets import hide
 
@@ -27,6 +29,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "url": (str,),
     "args": (str,),
     "program": (str,),
+    "image": (str,),
+    "image_args": (str,),
+    "restart": (str,),
     "health": (str,),
     "path": (str,),
     "protocol": (str,),
@@ -43,6 +48,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "start_timeout": (int, float),
     "stop_timeout": (int, float),
     "tokenizer": (str,),
+    "expect": (str,),
+    "probe": (bool,),
+    "metrics": (str,),
 }
 """Option -> its types. Their meaning is in docs/servers.md."""
 
@@ -78,6 +86,9 @@ class ServerOptions:
     url: str = ""
     args: tuple[str, ...] = ()
     program: str = ""
+    image: str = ""
+    image_args: tuple[str, ...] = ()
+    restart: str = ""
     health: str
     path: str = ""
     protocol: str
@@ -92,6 +103,9 @@ class ServerOptions:
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
     tokenizer: str = ""
+    expect: str = ""
+    probe: bool = True
+    metrics: str = METRICS
 
 
 def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
@@ -108,6 +122,9 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
         url=_base(text("url")),
         args=tuple(shlex.split(text("args"))),
         program=text("program"),
+        image=text("image"),
+        image_args=tuple(shlex.split(text("image_args"))),
+        restart=text("restart"),
         health=text("health", preset.health),
         path=text("path"),
         protocol=text("protocol", preset.protocol),
@@ -122,6 +139,9 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
         start_timeout_s=float(options.get("start_timeout", 600)),
         stop_timeout_s=float(options.get("stop_timeout", 10)),
         tokenizer=text("tokenizer"),
+        expect=text("expect"),
+        probe=bool(options.get("probe", True)),
+        metrics=text("metrics", METRICS),
     )
 
 
@@ -173,8 +193,8 @@ def _type_refusal(name: str, value: object) -> str | None:
 
 
 def _unknown_option(name: str) -> str:
-    near = did_you_mean(name, KINDS)
-    return f"option {name!r} is not known.{near} Options: {', '.join(KINDS)}."
+    near = did_you_mean(name, KINDS, otherwise=f"Options: {', '.join(KINDS)}.")
+    return f"option {name!r} is not known.{near}"
 
 
 def _mistyped_option(name: str, value: object, types: tuple[type, ...]) -> str:
@@ -196,6 +216,10 @@ def _command_or_url_refusal(options: Mapping[str, object], preset: Preset) -> st
             "options 'command' and 'url' exclude each other: "
             "a server is started, or it runs already."
         )
+    if url and options.get("image"):
+        return "options 'image' and 'url' exclude each other: a server at a URL runs already."
+    if options.get("restart") and not url:
+        return "option 'restart' is for a server at a URL: every other one is started anew by us."
     if not preset.name and not (command or url):
         return (
             "which server? Give option 'command' (with {port} in it) or 'url', "
@@ -304,8 +328,8 @@ def _protocol_refusal(options: Mapping[str, object]) -> str | None:
 
 
 def _unknown_protocol(protocol: str) -> str:
-    near = did_you_mean(protocol, PROTOCOLS)
-    return f"option protocol = {protocol!r} is not known.{near} Protocols: {', '.join(PROTOCOLS)}."
+    near = did_you_mean(protocol, PROTOCOLS, otherwise=f"Protocols: {', '.join(PROTOCOLS)}.")
+    return f"option protocol = {protocol!r} is not known.{near}"
 
 
 def _api_key_refusal(options: Mapping[str, object]) -> str | None:
@@ -336,7 +360,23 @@ def _is_no_time(value: object) -> bool:
     return isinstance(value, int | float) and value <= 0
 
 
+def _expect_refusal(options: Mapping[str, object]) -> str | None:
+    return expect_refusal(str(options.get("expect", "")))
+
+
+def _metrics_refusal(options: Mapping[str, object]) -> str | None:
+    page = str(options.get("metrics", METRICS))
+    if page.startswith("/") or _has_address(urlsplit(page)):
+        return None
+    return (
+        f"option metrics = {page!r}: a path below the server's URL, or a URL of its own, is "
+        "needed, for example '/metrics' or 'http://127.0.0.1:8080/metrics'."
+    )
+
+
 _CHECKS = (
+    _expect_refusal,
+    _metrics_refusal,
     _command_refusal,
     _url_refusal,
     _path_refusal,
