@@ -63,7 +63,8 @@ async def ask(kind):
     async with connections(30.0) as http:
         if kind == "json-without-end":
             return str(await Introspection(base, http, {}).json("/json-without-end"))
-        client = Client(Endpoint(f"{base}/{kind}", {}, parse_openai), http, timeout_s=3.0)
+        timeout_s = 3.0 if kind == "bytes-one-by-one" else 30.0
+        client = Client(Endpoint(f"{base}/{kind}", {}, parse_openai), http, timeout_s=timeout_s)
         calls = [Call(body=b"{}", n_prompt_tokens=1, n_output_tokens=128)] * 32
         return " | ".join({str(o.failure) for o in await client.together(calls)})
 
