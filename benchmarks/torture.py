@@ -429,6 +429,8 @@ def torture(
         place = folder / f"lane{number}"
         place.mkdir()
         lane = Lane(place, tally, random.Random(1000 * seed + number), engine)  # noqa: S311
+        if history:  # in turn: schemas are made by one thread at a time
+            lane.accept()
         threads.append(
             threading.Thread(target=_rounds, args=(lane, tally, hits, end_s, shapes, out, history))
         )
