@@ -52,6 +52,8 @@ from pytest_llmperf.history.store import open_store
 MARK = "LLMPERF_TORTURE_ROUND"
 STUB = Path(__file__).resolve().parent.parent / "tests" / "support" / "stub_server.py"
 SESSION_S = 120.0
+MEAN_GAP_S = 1.5
+"""Between two signals: some come at once, and some runs reach their report."""
 JUDGED_S = 300.0
 """Of a session that may measure a suspicion again, in fresh processes."""
 EARLY_SHARE = 0.15
@@ -204,7 +206,7 @@ class Lane:
         project = self._folder / SHAPES[0].name
         projects.write_project(project, projects.scripted(tpot=tpot, sleep=0))
         mark = f"verdict-{self._folder.name}"
-        arguments = (gate, "test_it.py::test_speed[0]")
+        arguments = ("test_it.py::test_speed[0]", gate)
         session = self._start(project, arguments, mark, "")
         with suppress(subprocess.TimeoutExpired):
             return session.wait(JUDGED_S), self._output(SHAPES[0])
@@ -245,7 +247,7 @@ class Lane:
         is_over = False
         while session.poll() is None and not is_over:
             is_over = self._hit(mark, shape)
-            time.sleep(self._draw.uniform(0.05, 0.8))
+            time.sleep(self._draw.expovariate(1 / MEAN_GAP_S))
 
     def _hit(self, mark: str, shape: Shape) -> bool:
         """Signal one process of a kind that is drawn; return whether it was pytest's own."""
