@@ -12,6 +12,7 @@ from pytest_llmperf.core.trace import RequestTrace
 from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import log_file
 from pytest_llmperf.engines.server.client import Call, Client, ClientRun, Endpoint
+from pytest_llmperf.engines.server.failures import whole
 from pytest_llmperf.engines.server.generators import Generator, Job
 from pytest_llmperf.engines.server.prompts import Prompt, Prompts
 from pytest_llmperf.engines.server.running import Server
@@ -132,7 +133,7 @@ class Requests:
         async with server.http.post(
             self.url, data=body, headers=headers, allow_redirects=False
         ) as response:
-            return response.status, await response.read()
+            return response.status, await whole(response)
 
 
 def _folder_of(generator: Generator, server: Server) -> Path:
