@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.serving import ServingTrace
-from pytest_llmperf.core.trace import Mark, MemoryGauges, StepCost, Trace
+from pytest_llmperf.core.trace import Mark, MemoryGauges, Startup, StepCost, Trace
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True):
@@ -18,6 +18,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     ones); `base_hash` identifies the model alone where `content_hash` covers adapters too.
     `special_ids` are the ids of the vocabulary that no text contains: markers, and rows that only
     pad the embedding. `not_read` says what lies beside the model, looks like it and was not loaded.
+    `startup` has the phases of a server's start.
     """
 
     effective: Effective
@@ -31,6 +32,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     base_hash: str = ""
     special_ids: tuple[int, ...] = ()
     not_read: tuple[str, ...] = ()
+    startup: Startup | None = None
 
 
 class Description(Struct, frozen=True, kw_only=True):

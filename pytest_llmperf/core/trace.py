@@ -89,7 +89,7 @@ class MemoryGauges(Struct, frozen=True, kw_only=True):
     """Bytes on one rank.
 
     A gauge is None, with its reason in `reasons`, where this machine cannot tell it; it is never 0
-    for unknown.
+    for unknown. `kv_tokens` is no number of bytes: the tokens that a server's KV cache holds.
     """
 
     weights: int
@@ -98,7 +98,23 @@ class MemoryGauges(Struct, frozen=True, kw_only=True):
     process: int | None = None
     device: int | None = None
     kv_cache: int | None = None
+    kv_tokens: int | None = None
     reasons: dict[str, str] = {}
+
+
+class Startup(Struct, frozen=True, kw_only=True):
+    """How a server started, in s: None where a phase is not known.
+
+    `process_s` is what was neither of the others before it was healthy (imports, configuration,
+    profiling), `weights_s` reading the weights, `compile_s` compiling and capturing graphs, as its
+    log says, and `warm_s` from healthy to its first answer. `reason` says why phases are missing.
+    """
+
+    process_s: float | None = None
+    weights_s: float | None = None
+    compile_s: float | None = None
+    warm_s: float | None = None
+    reason: str = ""
 
 
 class EnergyReading(Struct, frozen=True, kw_only=True):

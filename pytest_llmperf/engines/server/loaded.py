@@ -16,7 +16,14 @@ from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, Time
 from pytest_llmperf.core.metrics import server_metrics
 from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.trace import EnergyReading, Mark, MemoryGauges, RequestTrace, Trace
+from pytest_llmperf.core.trace import (
+    EnergyReading,
+    Mark,
+    MemoryGauges,
+    RequestTrace,
+    Startup,
+    Trace,
+)
 from pytest_llmperf.engines.server.client import ClientRun, RequestOutcome
 from pytest_llmperf.engines.server.counting import (
     count_marks,
@@ -32,6 +39,7 @@ from pytest_llmperf.engines.server.prompts import Prompt
 from pytest_llmperf.engines.server.proof.questions import NOTHING, prove
 from pytest_llmperf.engines.server.running import Server, ServerLoop
 from pytest_llmperf.engines.server.source import ModelSource
+from pytest_llmperf.engines.server.starting import phases
 from pytest_llmperf.engines.server.stream import Answer
 from pytest_llmperf.engines.server.traffic import (
     Requests,
@@ -78,6 +86,17 @@ class ServedModel:
         self._counted = ""
         self._closed = False
         self.load_s = 0.0
+        self._startup: Startup | None = None
+
+    def started(self, healthy_s: float, load_s: float) -> None:
+        """Note when the server was healthy and when it gave its first answer, in s from its start.
+
+        The phases of a server of ours are in its log.
+        """
+        self.load_s = load_s
+        child = self._server.child
+        if child is not None:
+            self._startup = phases.startup(child.beginning(), healthy_s, load_s)
 
     def probe(self) -> None:
         """Ask for one short answer: the server generates, as the model asked for.
@@ -115,6 +134,7 @@ class ServedModel:
             device_name=device_name(self._plan.device, facts),
             device_facts=facts,
             memory=self._memory(),
+            startup=self._startup,
         )
 
     def _versions(self) -> dict[str, str]:
@@ -338,13 +358,24 @@ class ServedModel:
     def _memory(self) -> MemoryGauges:
         reasons = dict.fromkeys(("weights", "peak", "reserved", "device", "kv_cache"), _UNSEEN)
         child = self._server.child
+        kv_tokens = self._kv_tokens()
+        if kv_tokens is None:
+            reasons["kv_tokens"] = "the server does not say it"
         if child is None:
             reasons["process"] = f"{_UNSEEN}: it runs elsewhere"
-            return MemoryGauges(weights=0, reasons=reasons)
+            return MemoryGauges(weights=0, kv_tokens=kv_tokens, reasons=reasons)
         if self._plan.device != "cpu":
             reasons["process"] = f"{_UNSEEN}: its share of the GPU is not told apart"
-            return MemoryGauges(weights=0, reasons=reasons)
-        return MemoryGauges(weights=0, process=child.resident_bytes(), reasons=reasons)
+            return MemoryGauges(weights=0, kv_tokens=kv_tokens, reasons=reasons)
+        return MemoryGauges(
+            weights=0, process=child.resident_bytes(), kv_tokens=kv_tokens, reasons=reasons
+        )
+
+    def _kv_tokens(self) -> int | None:
+        """Return the tokens that the KV cache holds: as the log says, else the server itself."""
+        child = self._server.child
+        logged = phases.kv_tokens(child.beginning()) if child is not None else None
+        return logged or self._proof.kv_tokens
 
 
 def _failures(outcomes: Sequence[RequestOutcome]) -> list[str]:
