@@ -29,6 +29,7 @@ class RequestTrace(Struct, frozen=True, kw_only=True):
     `n_cached_tokens` of its prompt came from a prefix cache, as the server says; `t_last_ns` is
     when the message came that bounds its output, where that is later than the last event. Elsewhere
     they are 0. `untimed` says what the messages of a server do not tell of the times of its tokens.
+    `turn` is the number of a turn of a conversation, from 1; 0 for a request that is none.
     """
 
     n_prompt_tokens: int
@@ -40,6 +41,7 @@ class RequestTrace(Struct, frozen=True, kw_only=True):
     n_cached_tokens: int = 0
     t_last_ns: int = 0
     untimed: Untimed = ""
+    turn: int = 0
 
     @property
     def ended_ns(self) -> int:

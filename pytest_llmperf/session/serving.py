@@ -213,6 +213,7 @@ def _warm_up(workload: Serve) -> Serve:
         concurrency=lines,
         rate=None,
         traffic=None,
+        conversations=None,
         arrivals="poisson",
         burstiness=1.0,
         duration=None,

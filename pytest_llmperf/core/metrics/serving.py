@@ -37,6 +37,7 @@ from pytest_llmperf.core.metrics.servers.life import (
     of_traffic,
     startup,
 )
+from pytest_llmperf.core.metrics.servers.turns import by_turn
 from pytest_llmperf.core.metrics.serving_rates import Counted, rate
 from pytest_llmperf.core.metrics.serving_summary import ServingSummary
 from pytest_llmperf.core.metrics.slo import Slo
@@ -352,6 +353,7 @@ def _summary(
         n_cut=sum(len(trace.requests) for trace in traces) - len(requests),
         server=_merged(traces),
         generator=traces[0].generator,
+        **by_turn([request for run in runs for request in run.successes]),
     )
 
 

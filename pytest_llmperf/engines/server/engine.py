@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.server.child import Child, find_program, free_port, log_file
-from pytest_llmperf.engines.server.client import connections
 from pytest_llmperf.engines.server.introspection import ASK_S, Introspection, require_model
 from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.engines.server.options import ServerOptions, read_options
 from pytest_llmperf.engines.server.presets import Preset, preset_of
 from pytest_llmperf.engines.server.running import Server
 from pytest_llmperf.engines.server.source import ModelSource, model_source
+from pytest_llmperf.engines.server.starting.connecting import connections
 from pytest_llmperf.engines.server.starting.container import container, files_of
 from pytest_llmperf.engines.server.starting.restart import restart
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from pytest_llmperf.core.trace import (
     Startup,
     Trace,
 )
-from pytest_llmperf.engines.server.client import ClientRun, RequestOutcome
+from pytest_llmperf.engines.server.client import Client, ClientRun, RequestOutcome
 from pytest_llmperf.engines.server.counting import (
     count_marks,
     require_length_of_all,
@@ -36,6 +36,7 @@ from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, generate, version_of
 from pytest_llmperf.engines.server.introspection import require_same_model
 from pytest_llmperf.engines.server.prompts import Prompt
+from pytest_llmperf.engines.server.proof.description import effective, memory
 from pytest_llmperf.engines.server.proof.questions import NOTHING, prove
 from pytest_llmperf.engines.server.running import Server, ServerLoop
 from pytest_llmperf.engines.server.source import ModelSource
@@ -48,12 +49,10 @@ from pytest_llmperf.engines.server.traffic import (
 )
 from pytest_llmperf.errors import InvalidRun, LoadError, UsageError
 from pytest_llmperf.instruments.cpu_time import ON_A_GPU
-from pytest_llmperf.secrets import masked
 from pytest_llmperf.workloads import Decode, Prefill, Serve, Workload
 
 PROBE_TOKENS = 2
 _HTTP_OK = 200
-_UNSEEN = "a server shows its weights to nobody"
 _NO_LOGITS = (
     "a server streams tokens, not logits: "
     "compare the transformers or vllm engine with the reference"
@@ -189,8 +188,7 @@ class ServedModel:
         if workload.generator:
             return self._generated(workload, repetition, Path(program))
         client = self._requests.client(workload.timeout)
-        call = self._requests.of_traffic(workload, repetition)
-        sending = self._loop.sampled(send(client, workload, call))
+        sending = self._loop.sampled(self._sent(client, workload, repetition))
         (run, samples), marks, cpu_s, gauges = self._loop.watched(sending)
         marks += self._checked(run.outcomes, fixed=self._is_fixed(workload))
         trace = _serving_trace(run, samples, self._cpu_time(cpu_s))
@@ -202,6 +200,13 @@ class ServedModel:
             counted=self._counted,
             telemetry=gauges,
         )
+
+    def _sent(
+        self, client: Client, workload: Serve, repetition: int
+    ) -> Coroutine[Any, Any, ClientRun]:
+        if workload.conversations is not None:
+            return self._requests.converse(client, workload, repetition)
+        return send(client, workload, self._requests.of_traffic(workload, repetition))
 
     def _generated(self, workload: Serve, repetition: int, program: Path) -> ServingRun:
         """Let another project's generator send one run of traffic."""
@@ -327,55 +332,10 @@ class ServedModel:
         require_same_model(self._server.name, _answering_models(answers))
 
     def _effective(self) -> Effective:
-        server = self._server
-        dtype = server.facts.get("dtype", "") or self._proof.dtype
-        source = masked(server.base if server.child is None else " ".join(server.child.command))
-        statement = (
-            f"the server says that it runs in {dtype}"
-            if dtype
-            else "the server does not say in which dtype it runs"
-        )
-        return Effective(
-            engine=self._plan.engine,
-            model_class=server.name,
-            tensors=(),
-            linears=(),
-            compute_dtype=dtype,
-            autocast_dtype=None,
-            checkpoint_dtype=None,
-            attention="",
-            cache="",
-            compile_mode=None,
-            compiled_graphs=0,
-            decode_loop=server.options.protocol,
-            padding_side="",
-            device=self._plan.device,
-            reported_dtype=dtype,
-            notes=(source, statement, *self._proof.notes),
-            server_settings=self._proof.settings,
-        )
+        return effective(self._plan, self._server, self._source, self._proof)
 
     def _memory(self) -> MemoryGauges:
-        reasons = dict.fromkeys(("weights", "peak", "reserved", "device", "kv_cache"), _UNSEEN)
-        child = self._server.child
-        kv_tokens = self._kv_tokens()
-        if kv_tokens is None:
-            reasons["kv_tokens"] = "the server does not say it"
-        if child is None:
-            reasons["process"] = f"{_UNSEEN}: it runs elsewhere"
-            return MemoryGauges(weights=0, kv_tokens=kv_tokens, reasons=reasons)
-        if self._plan.device != "cpu":
-            reasons["process"] = f"{_UNSEEN}: its share of the GPU is not told apart"
-            return MemoryGauges(weights=0, kv_tokens=kv_tokens, reasons=reasons)
-        return MemoryGauges(
-            weights=0, process=child.resident_bytes(), kv_tokens=kv_tokens, reasons=reasons
-        )
-
-    def _kv_tokens(self) -> int | None:
-        """Return the tokens that the KV cache holds: as the log says, else the server itself."""
-        child = self._server.child
-        logged = phases.kv_tokens(child.beginning()) if child is not None else None
-        return logged or self._proof.kv_tokens
+        return memory(self._plan, self._server, self._proof)
 
 
 def _failures(outcomes: Sequence[RequestOutcome]) -> list[str]:
