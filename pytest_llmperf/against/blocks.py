@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import stdev
 
 from pytest_llmperf.against.traffic import TrafficBlock
@@ -62,8 +63,8 @@ def measure_block(
     repeaters = [Repeater(model.load, workload) for model in models]
     sides = [repeater.side(command.first_repetition, allow_load=True) for repeater in repeaters]
     loading_s = time.monotonic() - start_s
-    warming_s = _sampled(sides, command, session.progress)
-    load = _load(sides, fresh=fresh, ready_s=loading_s + warming_s)
+    warming = _sampled(sides, command, session.progress)
+    load = _load(sides, fresh=fresh, ready_s=loading_s + warming.took_s)
     results = [
         _reduced(repeater, side, valid_indices(sides), command.metrics)
         for repeater, side in zip(repeaters, sides, strict=True)
@@ -71,11 +72,19 @@ def measure_block(
     return BlockMeasured(
         values=tuple(_values(result, command.metrics) for result in results),
         reasons=_reasons(results, command.metrics),
-        spent_s=warming_s + load.sampled_s,
+        spent_s=warming.timed_s + load.sampled_s,
         load=load,
         others=_others_work(sides),
         answers=tuple(map(_answers, sides)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Warming:
+    """Seconds of the runs of a warm-up, and those that it took: a first run compiles before it."""
+
+    timed_s: float
+    took_s: float
 
 
 def _traffic_measured(block: TrafficBlock, command: MeasureBlock) -> BlockMeasured:
@@ -95,12 +104,16 @@ def _answers(side: Side) -> dict[int, tuple[str, ...]]:
     return {run.trace.repetition: run.answers for run in first}
 
 
-def _sampled(sides: Sequence[Side], command: MeasureBlock, progress: Progress) -> float:
-    """Warm each side up and sample them; return the seconds of warm-up."""
+def _sampled(sides: Sequence[Side], command: MeasureBlock, progress: Progress) -> _Warming:
+    """Warm each side up and sample them; return what the warm-up cost."""
     goal = Goal(precision=command.precision, budget_s=command.budget_s)
+    start_s = time.monotonic()
     warmed = [warm_up(side, goal, progress) for side in sides]
+    took_s = time.monotonic() - start_s
     sample(sides, goal, progress, at_most=command.repetitions or MAX_REPETITIONS)
-    return math.fsum(duration for warm in warmed for duration in warm.durations_s)
+    timed_s = math.fsum(duration for warm in warmed for duration in warm.durations_s)
+    # A scripted model's runs take no time of ours.
+    return _Warming(timed_s=timed_s, took_s=max(timed_s, took_s))
 
 
 def _load(sides: Sequence[Side], *, fresh: bool, ready_s: float) -> Load:

@@ -10,7 +10,13 @@ from statistics import pvariance
 
 from pytest_llmperf.against.base import Base
 from pytest_llmperf.against.blocks import measure_block
-from pytest_llmperf.against.spending import BLOCK_SHARE, PairCost, Spending, next_blocks
+from pytest_llmperf.against.spending import (
+    BLOCK_SHARE,
+    PairCost,
+    Spending,
+    next_blocks,
+    too_noisy,
+)
 from pytest_llmperf.against.tracks import Track
 from pytest_llmperf.core.agreement.answers import SharedAnswers, shared_answers
 from pytest_llmperf.core.foreign_load import OthersWork, hits_alike
@@ -91,7 +97,7 @@ class Pairs:
         self._spending.begin_look()
         n_valid, n_invalid = 0, 0
         while open_tracks := [track for track in tracks if track.open]:
-            ended = self._spending.ended()
+            ended = self._spending.ended() or self._given_up(open_tracks)
             if ended:
                 return ended
             self._session.progress("side by side", f"pair {n_valid + 1}", None)
@@ -108,6 +114,12 @@ class Pairs:
             _add_pair(open_tracks, base, head)
             self._add_answers(base, head)
         return ""
+
+    def _given_up(self, tracks: Sequence[Track]) -> str:
+        """Say why further pairs could not decide any of these tracks; "" where they may."""
+        n_at_end = self._spending.n_at_end if self._spending.pairs else math.inf
+        reasons = [too_noisy(track.latest, n_at_end) for track in tracks]
+        return reasons[0] if reasons and all(reasons) else ""
 
     def _add_answers(self, base: BlockMeasured, head: BlockMeasured) -> None:
         """Compare what both servers answered. Raises BaseFailed where they have nothing in common.

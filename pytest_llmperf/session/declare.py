@@ -148,7 +148,7 @@ def _require_loadable(
     if not uses_our_packages:
         return
     lacking = (
-        capabilities.missing_library(plan) or missing_package(row) or missing_model(plan.model)
+        capabilities.missing_library(plan) or missing_package(row) or missing_model(plan.model, row)
     )
     if lacking is not None:
         raise UsageError(lacking)
@@ -184,10 +184,8 @@ def _require_known(name: str) -> None:
 
 
 def _unknown_argument(name: str, known: Sequence[str]) -> UsageError:
-    return UsageError(
-        f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known."
-        f"{did_you_mean(name, known)} Arguments: {', '.join(known)}.",
-    )
+    near = did_you_mean(name, known, otherwise=f"Arguments: {', '.join(known)}.")
+    return UsageError(f"@pytest.mark.llmperf({name}=…): argument {name!r} is not known.{near}")
 
 
 def _require_type(name: str, value: object) -> None:

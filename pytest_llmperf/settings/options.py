@@ -189,6 +189,13 @@ OPTIONS = (
         help="time of a session for fresh measurements of what --llmperf-gate suspects",
     ),
     Option(
+        name="record",
+        metavar="N",
+        default="1",
+        help="run N sessions one after the other, each a fresh pytest process, for --llmperf-gate "
+        "to hold others against",
+    ),
+    Option(
         name="store",
         metavar="URL",
         default=DEFAULT_STORE,

@@ -55,6 +55,7 @@ class Settings:
     precision: float
     processes: int | None
     timeout_s: float
+    record: int
     pythons: dict[str, str]
     benchmark_json: Path | None
     html: Path | None
@@ -97,6 +98,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         precision=READERS["precision"](values["precision"]),
         processes=READERS["processes"](values["processes"]),
         pythons=READERS["python"](values["python"]),
+        record=READERS["record"](values["record"]),
         root=root,
     )
 
@@ -119,24 +121,13 @@ def _judged(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
     }
 
 
-def cache_dir() -> Path:
-    """The folder of converted models, baselines and device ceilings.
-
-    That is $LLMPERF_CACHE, or in the user's cache folder.
-    """
-    if configured := os.environ.get("LLMPERF_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
-
-
 def _choice(
     name: str, value: str, choices: tuple[str, ...], meanings: Mapping[str, str] | None = None
 ) -> str:
     if value not in choices:
-        near = did_you_mean(value, choices, meanings)
-        raise UsageError(
-            f"--llmperf-{name}={value!r} is not known.{near} Choices: {', '.join(choices)}."
-        )
+        all_choices = f"Choices: {', '.join(choices)}."
+        near = did_you_mean(value, choices, meanings, otherwise=all_choices)
+        raise UsageError(f"--llmperf-{name}={value!r} is not known.{near}")
     return value
 
 
@@ -234,6 +225,16 @@ def _processes(text: str) -> int | None:
     return int(text)
 
 
+def sessions(text: str) -> int:
+    """The number of sessions of --llmperf-record. Raises UsageError."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UsageError(
+            f"--llmperf-record={text!r}: a whole number of at least 1 is needed. "
+            "The gate needs 8 sessions: --llmperf-record=8."
+        )
+    return int(text)
+
+
 def _default(name: str) -> str:
     return next(option.default for option in OPTIONS if option.name == name)
 
@@ -268,5 +269,6 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "precision": lambda text: positive("precision", text) / 100,
     "processes": _processes,
     "python": _interpreters,
+    "record": sessions,
 }
 """Option -> what makes its value of the text that was given. Each raises UsageError."""

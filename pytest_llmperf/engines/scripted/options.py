@@ -158,10 +158,8 @@ def _split(item: str) -> tuple[set[str], str, str]:
             f"Write key=value; options: {', '.join(_READERS)}."
         )
     if name not in _READERS:
-        raise UsageError(
-            f"scripted model option {name!r} is not known.{did_you_mean(name, _READERS)} "
-            f"Options: {', '.join(_READERS)}.",
-        )
+        near = did_you_mean(name, _READERS, otherwise=f"Options: {', '.join(_READERS)}.")
+        raise UsageError(f"scripted model option {name!r} is not known.{near}")
     return set(condition.split("+")) if condition else set(), name, value
 
 
@@ -234,10 +232,9 @@ def _fault(text: str) -> tuple[Fault, ...]:
 
 def _require_known(noun: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        raise ValueError(
-            f"{noun} {name!r} is not known.{did_you_mean(name, known)} "
-            f"{noun.capitalize()}s: {', '.join(known)}"
-        )
+        all_names = f"{noun.capitalize()}s: {', '.join(known)}"
+        near = did_you_mean(name, known, otherwise=all_names)
+        raise ValueError(f"{noun} {name!r} is not known.{near}")
 
 
 def _lie(text: str) -> tuple[tuple[str, str], ...]:

@@ -127,7 +127,8 @@ def _run_quietly(command: Sequence[str]) -> None:
 
 def _start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     try:
-        with log.open("wb") as output:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with os.fdopen(os.open(log, flags, 0o600), "wb") as output:
             return subprocess.Popen(  # noqa: S603 - the command is the user's own choice
                 command,
                 stdin=subprocess.DEVNULL,

@@ -22,6 +22,7 @@ from pytest_llmperf.engines.server.presets import PROTOCOLS, Preset
 from pytest_llmperf.engines.server.proof.asked import expect_refusal
 from pytest_llmperf.engines.server.proof.said import METRICS
 from pytest_llmperf.errors import did_you_mean
+from pytest_llmperf.secrets import hide
 
 KINDS: dict[str, tuple[type, ...]] = {
     "command": (str,),
@@ -114,6 +115,8 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
     def text(name: str, default: str = "") -> str:
         return str(options.get(name, default))
 
+    api_key = os.environ.get(text("api_key_env"), "").strip()
+    hide(api_key)
     return ServerOptions(
         command=tuple(shlex.split(text("command"))),
         url=_base(text("url")),
@@ -127,7 +130,7 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
         protocol=text("protocol", preset.protocol),
         fields=_field_changes(options),
         name=text("name"),
-        api_key=os.environ.get(text("api_key_env"), "").strip(),
+        api_key=api_key,
         prefix_cache=bool(options.get("prefix_cache", False)),
         prompt_ids=bool(options.get("prompt_ids", preset.prompt_ids)),
         ignore_eos=bool(options.get("ignore_eos", True)),
@@ -190,8 +193,8 @@ def _type_refusal(name: str, value: object) -> str | None:
 
 
 def _unknown_option(name: str) -> str:
-    near = did_you_mean(name, KINDS)
-    return f"option {name!r} is not known.{near} Options: {', '.join(KINDS)}."
+    near = did_you_mean(name, KINDS, otherwise=f"Options: {', '.join(KINDS)}.")
+    return f"option {name!r} is not known.{near}"
 
 
 def _mistyped_option(name: str, value: object, types: tuple[type, ...]) -> str:
@@ -240,8 +243,14 @@ def _command_refusal(options: Mapping[str, object]) -> str | None:
     )
 
 
+_URL_NEEDED = "an http or https URL is needed, for example 'http://127.0.0.1:8000'."
+
+
 def _url_refusal(options: Mapping[str, object]) -> str | None:
-    url = urlsplit(str(options.get("url", "http://localhost")))
+    try:
+        url = urlsplit(str(options.get("url", "http://localhost")))
+    except ValueError as error:
+        return f"option url = {options['url']!r} is no URL ({error}): {_URL_NEEDED}"
     if url.query or url.fragment:
         return (
             f"option url = {options['url']!r} has a query or a fragment: only what paths are added "
@@ -254,10 +263,7 @@ def _url_refusal(options: Mapping[str, object]) -> str | None:
         )
     if _has_address(url):
         return None
-    return (
-        f"option url = {options['url']!r}: an http or https URL is needed, "
-        "for example 'http://127.0.0.1:8000'."
-    )
+    return f"option url = {options['url']!r}: {_URL_NEEDED}"
 
 
 def _has_address(url: SplitResult) -> bool:
@@ -322,8 +328,8 @@ def _protocol_refusal(options: Mapping[str, object]) -> str | None:
 
 
 def _unknown_protocol(protocol: str) -> str:
-    near = did_you_mean(protocol, PROTOCOLS)
-    return f"option protocol = {protocol!r} is not known.{near} Protocols: {', '.join(PROTOCOLS)}."
+    near = did_you_mean(protocol, PROTOCOLS, otherwise=f"Protocols: {', '.join(PROTOCOLS)}.")
+    return f"option protocol = {protocol!r} is not known.{near}"
 
 
 def _api_key_refusal(options: Mapping[str, object]) -> str | None:
