@@ -266,7 +266,8 @@ class Effective(Struct, frozen=True, kw_only=True):
     `tensor_parallel` names the code that carries out tensor parallelism ("transformers 5.23.0",
     "pytest-llmperf"), and is "" where none does. `other_matrices` are those that are no linear
     layers. `stored_quantized` names what quantized layers that were not asked for: the checkpoint
-    is stored so.
+    is stored so. `compiled_share` is the share of the products with weights that ran in compiled
+    graphs in the last run, 0 to 1; None where nothing is compiled or an engine does not tell.
     """
 
     engine: str
@@ -300,6 +301,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     stored_quantized: str = ""
     computes: tuple[ComputeGroup, ...] = ()
+    compiled_share: float | None = None
 
     @property
     def weights_bytes(self) -> int:

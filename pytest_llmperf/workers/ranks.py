@@ -142,10 +142,15 @@ def together(effective: Sequence[Effective], plan: LoadPlan) -> Effective:
         linears=_linears(chain.from_iterable(rank.linears for rank in effective), plan),
         computes=_computes(chain.from_iterable(rank.computes for rank in effective), plan),
         compiled_graphs=min(rank.compiled_graphs for rank in effective),
+        compiled_share=_least(rank.compiled_share for rank in effective),
         ranks=len(effective),
         shards=tuple(chain.from_iterable(rank.shards for rank in effective)),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _least(shares: Iterable[float | None]) -> float | None:
+    return min((share for share in shares if share is not None), default=None)
 
 
 def _tensors(groups: Iterable[TensorGroup]) -> tuple[TensorGroup, ...]:

@@ -6,7 +6,7 @@ Counters prove what was compiled and captured.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch._inductor.config
 from torch._inductor import list_mode_options
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.transformers.observed.compiled import CompiledWork
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 CUDAGRAPHS = ("trees", "manual", "off")
@@ -34,12 +35,16 @@ SMALL_BATCH_OPTIONS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How to compile. `options` are settings of torch._inductor.config; `text` is reported."""
+    """How to compile. `options` are settings of torch._inductor.config; `text` is reported.
+
+    `work` notes what was compiled.
+    """
 
     mode: str
     cudagraphs: str
     options: dict[str, Any]
     device: torch.device
+    work: CompiledWork = field(default_factory=CompiledWork)
 
     @property
     def text(self) -> str:
@@ -54,7 +59,10 @@ class CompileOptions:
         `rewind` is called before each run.
         """
         compiled: Callable[[], None] = torch.compile(
-            step, fullgraph=True, dynamic=False, options=self.options
+            step,
+            fullgraph=True,
+            dynamic=False,
+            backend=self.work.backend(self.options, dynamic=False),
         )
         if self.cudagraphs == "manual":
             return capture(compiled, rewind)
@@ -80,7 +88,7 @@ class CompileOptions:
 
     def compile_forward(self, model: Any) -> None:
         """Compile the forward pass of `model` for lengths that grow."""
-        model.compile(dynamic=True, options=self.options)
+        model.compile(dynamic=True, backend=self.work.backend(self.options, dynamic=True))
 
 
 def compile_options(plan: LoadPlan, device: torch.device, *, static: bool) -> CompileOptions:

@@ -254,7 +254,8 @@ class TransformersModel:
             compile_mode=runner.compile_mode if graphs else None,
             compiled_graphs=0 if runner.last is None else graphs,
             decode_loop="" if runner.last is None else runner.loop.name,
-            notes=(f"{skips} graphs were not recorded as CUDA graphs",) if skips else (),
+            notes=(*runner.compile_notes, *_skipped(skips)),
+            compiled_share=runner.compiled_share,
         )
 
     def _step_cost(self, decoded: Decoded, batch: int) -> StepCost:
@@ -320,6 +321,10 @@ def _trace_of(decoded: Decoded, batch: TokenBatch, repetition: int, telemetry: T
         cpu_s=telemetry.cpu_s,
         no_cpu_s=telemetry.no_cpu_s,
     )
+
+
+def _skipped(graphs: int) -> list[str]:
+    return [f"{graphs} graphs were not recorded as CUDA graphs"] if graphs else []
 
 
 def _proposals(decoded: Decoded) -> dict[str, float]:
