@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
+from torch import Tensor
+
 from pytest_llmperf.engines.outputs.bounds import Bounds
 from pytest_llmperf.engines.outputs.decoding import Decoded, DecodeLoop
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, token_batch
@@ -16,6 +19,7 @@ from pytest_llmperf.engines.transformers.continuous import ContinuousLoop
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.observed.compiled import Matrices
+from pytest_llmperf.engines.transformers.observed.computed import require_finite
 from pytest_llmperf.engines.transformers.parallel.group import own_rows
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
@@ -37,6 +41,7 @@ class Runner:
         self.loop, self._compiling = _decode_loop(loaded, vocabulary.pad)
         self._runs_before: list[int] = []
         self._passes = 0
+        self._finite: set[Workload] = set()
         self.last: Decoded | Answered | None = None
         self.adapters_of_rows: tuple[str, ...] = ()
         self.grid = None if loaded.cut is None else loaded.cut.grid
@@ -114,8 +119,7 @@ class Runner:
         """The mode of torch.compile, if the plan compiles."""
         return None if self._compiling is None else self._compiling.mode
 
-    @property
-    def compile_notes(self) -> tuple[str, ...]:
+    def _compile_notes(self) -> tuple[str, ...]:
         """Say how often and why graphs were broken and compiled anew."""
         return () if self._compiling is None else self._compiling.work.notes()
 
@@ -132,6 +136,18 @@ class Runner:
             return work.captured_share(matrices)
         return work.executed_share(matrices, self._runs_before, self._passes)
 
+    def require_finite(self, workload: Workload, prompt: Tensor, output: Tensor) -> None:
+        """Look at the logits of a run's first row, [n] each, once for each workload.
+
+        Raises InvalidRun where they are not finite.
+        """
+        if workload in self._finite:
+            return
+        loaded = self._loaded
+        row = torch.cat([prompt.to(loaded.device), output[:-1].to(loaded.device)])
+        require_finite(loaded.model, row, len(output), loaded.plan.autocast_dtype)
+        self._finite.add(workload)
+
     def _note_start(self, passes: int) -> None:
         """Remember where a run of so many forward passes starts."""
         self._runs_before = [] if self._compiling is None else self._compiling.work.runs()
@@ -139,10 +155,18 @@ class Runner:
 
     @property
     def batching(self) -> str:
-        """How the last run's sequences were batched; empty before the first."""
+        """How the last run's sequences were batched, by their times; empty before the first."""
         if self.last is None:
             return ""
-        return "continuous" if isinstance(self.loop, ContinuousLoop) else "static"
+        return self.loop.in_flight.batching if isinstance(self.loop, ContinuousLoop) else "static"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say how the last run was batched, where that is continuously, and what was compiled."""
+        loop = self.loop
+        if isinstance(loop, ContinuousLoop) and loop.in_flight.requests > 1:
+            return (loop.in_flight.note,)
+        return self._compile_notes()
 
     @property
     def assistance(self) -> str:
