@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from msgspec import Struct, field
 
+from pytest_llmperf.core.misspelt import Suggests
+
 OWN_TENSOR_PARALLEL = "pytest-llmperf"
 """Name of this project's tensor parallelism, as `Effective.tensor_parallel` has it."""
 
@@ -251,7 +253,21 @@ class Shard(Struct, frozen=True, kw_only=True):
     load_peak_bytes: int | None = None
 
 
-class Effective(Struct, frozen=True, kw_only=True):
+class ServerSetting(Struct, frozen=True, kw_only=True):
+    """One setting of a server: its value, and by what this is proved.
+
+    `value` is "" where nothing proves it; `origin` is the path where the server says it, or the
+    probe that shows it. `asked` is what its command or option `expect` asks for, "" where neither
+    does.
+    """
+
+    name: str
+    value: str = ""
+    origin: str = ""
+    asked: str = ""
+
+
+class Effective(Suggests, Struct, frozen=True, kw_only=True):
     """What one worker holds and does, or what all the ranks of a spread model do together.
 
     `compute_dtype` is observed (that of most products with weights in a probe forward), not read
@@ -268,6 +284,7 @@ class Effective(Struct, frozen=True, kw_only=True):
     layers. `stored_quantized` names what quantized layers that were not asked for: the checkpoint
     is stored so. `compiled_share` is the share of the products with weights that ran in compiled
     graphs in the last run, 0 to 1; None where nothing is compiled or an engine does not tell.
+    `server_settings` are those of a server, proved or not.
     """
 
     engine: str
@@ -302,6 +319,12 @@ class Effective(Struct, frozen=True, kw_only=True):
     stored_quantized: str = ""
     computes: tuple[ComputeGroup, ...] = ()
     compiled_share: float | None = None
+    server_settings: tuple[ServerSetting, ...] = ()
+
+    @property
+    def unproved(self) -> tuple[str, ...]:
+        """Names of the settings of a server that nothing proves."""
+        return tuple(setting.name for setting in self.server_settings if not setting.value)
 
     @property
     def weights_bytes(self) -> int:

@@ -12,21 +12,22 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_llmperf.cache_folder import cache_dir
 from pytest_llmperf.core.agreement.agreement import QUANTITIES, Agreement
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.rules import Rule
+from pytest_llmperf.core.agreement.through_the_loop import decode_limit
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.metrics.results import metric_value
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.core.record import MetricValue
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.settings.settings import cache_dir
 from pytest_llmperf.wire.commands import CompareReference, MakeReference
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import PromptSet
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +59,7 @@ def compare(
         if rule.needs_noise_floor
         else None
     )
+    dtype = candidate.opened.effective.compute_dtype
     return Agreement(
         rows,
         rule=rule,
@@ -66,6 +68,8 @@ def compare(
         subject=candidate.plan.strategy,
         context=_context(candidate, reference, question),
         reference=reference.strategy,
+        dtype=dtype,
+        decode_limit=decode_limit(candidate.plan, dtype),
     )
 
 

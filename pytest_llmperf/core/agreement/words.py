@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.core.format import format_value
+from pytest_llmperf.core.verdicts.estimate import Estimate
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.agreement.agreement import Agreement
     from pytest_llmperf.core.agreement.comparison import PromptComparison, TopToken, WorstPosition
 
 _END_CHARACTERS = 300
@@ -93,3 +95,18 @@ def _tokens(top: Sequence[TopToken]) -> str:
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 60 else f"{line[:57]}..."  # noqa: PLR2004 - a line of a terminal
+
+
+def part_lines(parts: Mapping[str, Agreement]) -> list[str]:
+    """Return a line for each part of the prompts, and how far into a text it reaches."""
+    return [
+        f"  {name:<19}{part.n_tokens} tokens of {part.n_prompts} prompts, up to position "
+        f"{part.reach}: top1 {_value(part.top1)}, KL {_value(part.kl)}, perplexity "
+        f"{_value(part.perplexity_ratio)}, SQNR {_value(part.sqnr_db)}, end {_value(part.end_mae)}"
+        for name, part in parts.items()
+    ]
+
+
+def _value(quantity: object) -> str:
+    """Return the number of an Estimate in short; "-" for what is not measurable."""
+    return f"{quantity.value:.4g}" if isinstance(quantity, Estimate) else "-"

@@ -129,10 +129,8 @@ class Adapters:
         choices = (*self.names, BASE)
         unknown = [name for name in names if name not in choices]
         if unknown:
-            raise UsageError(
-                f"adapter {unknown[0]!r} is not loaded.{did_you_mean(unknown[0], choices)} "
-                f"There are: {', '.join(choices)}.",
-            )
+            near = did_you_mean(unknown[0], choices, otherwise=f"There are: {', '.join(choices)}.")
+            raise UsageError(f"adapter {unknown[0]!r} is not loaded.{near}")
         if names and self.peft is None:
             raise UsageError(
                 f"adapter {self.names[0]!r} is merged into the weights and cannot be switched. "

@@ -17,8 +17,8 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.loading.checkpoint import load_errors, quantized_by
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES
 from pytest_llmperf.engines.models.content import hash_value
-from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.models.padding import padding_id
 from pytest_llmperf.engines.outputs.bounds import embedding_rows
 from pytest_llmperf.engines.transformers.assistants import assistant_plan, require_same_tokens

@@ -40,6 +40,7 @@ class Runner:
     ) -> None:
         self.loop, self._compiling = _decode_loop(loaded, vocabulary.pad)
         self._runs_before: list[int] = []
+        self._runs_after: list[int] = []
         self._passes = 0
         self._finite: set[Workload] = set()
         self.last: Decoded | Answered | None = None
@@ -98,6 +99,7 @@ class Runner:
         with out_of_memory_named(f"running {describe(workload)}"), self._adapters(batch):
             self._note_start(workload.new_tokens)
             decoded = self.loop.decode(batch, workload.new_tokens)
+        self._note_end()
         self.last = decoded
         return decoded
 
@@ -111,6 +113,7 @@ class Runner:
                 answered = in_static_batches(
                     self.loop, requests, workload.batch, self._vocabulary.pad, self._loaded.device
                 )
+        self._note_end()
         self.last = answered
         return answered
 
@@ -134,7 +137,7 @@ class Runner:
         work = self._compiling.work
         if isinstance(self.loop, StaticLoop):
             return work.captured_share(matrices)
-        return work.executed_share(matrices, self._runs_before, self._passes)
+        return work.executed_share(matrices, self._runs_before, self._runs_after, self._passes)
 
     def require_finite(self, workload: Workload, prompt: Tensor, output: Tensor) -> None:
         """Look at the logits of a run's first row, [n] each, once for each workload.
@@ -152,6 +155,10 @@ class Runner:
         """Remember where a run of so many forward passes starts."""
         self._runs_before = [] if self._compiling is None else self._compiling.work.runs()
         self._passes = passes
+
+    def _note_end(self) -> None:
+        """Remember where a run ends: what comes after it is another's."""
+        self._runs_after = [] if self._compiling is None else self._compiling.work.runs()
 
     @property
     def batching(self) -> str:

@@ -22,7 +22,7 @@ from pytest_llmperf.core.trace import (
     StepCost,
     Trace,
 )
-from pytest_llmperf.engines.outputs import reference
+from pytest_llmperf.engines.outputs import candidate, reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.inputs import ids_hash
 from pytest_llmperf.engines.outputs.next_tokens import top_tokens
@@ -33,12 +33,12 @@ from pytest_llmperf.engines.vllm.requesting import LOOP, LoadedEngine, Requester
 from pytest_llmperf.engines.vllm.shards import carrier, leave_shared_memory, shards
 from pytest_llmperf.engines.vllm.stepping import Ask, Stepped
 from pytest_llmperf.errors import NotInEffect, UsageError
+from pytest_llmperf.instruments.ceilings import measure_ceilings
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.instruments.ranks import ranks_on_this_host
 from pytest_llmperf.instruments.telemetry import Telemetry
 from pytest_llmperf.instruments.torch_runtime import (
     DeviceRuntime,
-    measure_ceilings,
     measure_energy,
     out_of_memory_named,
 )
@@ -135,8 +135,8 @@ class VllmModel:
         return reference.make_reference(self._scorer(), prompts, new_tokens, batch, path)
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """See `outputs.reference.compare_reference`."""
-        return reference.compare_reference(self._scorer(), path, batch)
+        """See `outputs.candidate.compare_reference`."""
+        return candidate.compare_reference(self._scorer(), path, batch)
 
     def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """See `engines.base.SwitchesAdapters`.

@@ -62,15 +62,17 @@ class CompiledWork:
         captured = set(chain.from_iterable(graph.storages for graph in self.graphs))
         return _share(_elements(captured, matrices), matrices)
 
-    def executed_share(self, matrices: Matrices, before: list[int], passes: int) -> float:
+    def executed_share(
+        self, matrices: Matrices, before: list[int], after: list[int], passes: int
+    ) -> float:
         """Return the share of the products of `passes` forward passes that graphs ran, 0 to 1.
 
-        `before` is what `runs` said then.
+        `before` and `after` are what `runs` said around them.
         """
-        known = [*before, *[0] * (len(self.graphs) - len(before))]
+        known = [*before, *[0] * (len(after) - len(before))]
         executed = sum(
-            (graph.runs - n) * _elements(graph.storages, matrices)
-            for graph, n in zip(self.graphs, known, strict=True)
+            (last - first) * _elements(graph.storages, matrices)
+            for graph, first, last in zip(self.graphs, known, after, strict=False)
         )
         return _share(executed / passes if passes else 0.0, matrices)
 

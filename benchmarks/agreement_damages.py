@@ -1,0 +1,224 @@
+"""Which damages each default agreement rule catches, on the built-in model.
+
+    python benchmarks/agreement_damages.py measure damages.json [--only NAME]
+    python benchmarks/agreement_damages.py judge damages.json [--markdown]
+
+`measure` compares a model that rounds as bf16 does (`outputs.rounding`, at the speed of fp32) with
+its fp32 reference, once for each damage of `damages.py`, and keeps the comparisons. Damages of the
+weights are compared in one pass over the text, which gives the logits of a loop up to rounding;
+those of decoding go through the loop itself. Undamaged variants are real bf16 models in real loops.
+`judge` applies the default rules to what was kept: limits were chosen on one half of the damages,
+and the figures that count are those of the other half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+MODEL = "smollm2-135m"
+BATCH = 9
+NEW_TOKENS = 16
+UNDAMAGED = "undamaged"
+
+
+ASKED = (0, 3, *range(16, 22), 23)
+"""Prompts of the bundled set that are asked: two chats, five in other scripts, two of code."""
+LONGEST = 27
+"""The prompt of more than a thousand tokens, asked where a damage is one of positions."""
+WITH_LONGEST = frozenset({"positions", "mask", "decoding"})
+
+
+def subset(prompts: Any, *, longest: bool) -> Any:
+    """Return the prompts that are asked here."""
+    chosen = (*ASKED, LONGEST) if longest else ASKED
+    return msgspec.structs.replace(
+        prompts,
+        texts=tuple(prompts.texts[i] for i in chosen),
+        parts=tuple(prompts.parts[i] for i in chosen),
+    )
+
+
+def held_out(damages: Any) -> dict[str, bool]:
+    """Return name -> whether a damage is held out: every second one of its family."""
+    count: Counter[str] = Counter()
+    chosen = {}
+    for damage in damages:
+        chosen[damage.name] = count[damage.family] % 2 == 1
+        count[damage.family] += 1
+    return chosen
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An fp32 model, and the references that it made: of short prompts, and with a long one."""
+
+    scorer: Any
+    short: str
+    whole: str
+
+    @classmethod
+    def open(cls, folder: str) -> Bench:
+        """Load both, and make the reference."""
+        import torch  # noqa: PLC0415
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+        from pytest_llmperf.engines.loading.builtin import converted_folder  # noqa: PLC0415
+        from pytest_llmperf.engines.outputs.reference import make_reference  # noqa: PLC0415
+        from pytest_llmperf.workloads import PromptSet  # noqa: PLC0415
+
+        source = converted_folder(MODEL)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        full = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        full.requires_grad_(requires_grad=False)
+        scorer = scorer_of(full, tokenizer, "float32")
+        paths = []
+        for longest in (False, True):
+            path = Path(folder) / f"reference-{longest}.safetensors"
+            prompts = subset(PromptSet.bundled("agreement"), longest=longest)
+            if not path.exists():
+                make_reference(scorer, prompts, NEW_TOKENS, BATCH, str(path))
+            paths.append(str(path))
+        return cls(scorer, *paths)
+
+    def compare(self, damage: Any, batch: int = BATCH) -> list[Any]:
+        """Compare with the reference: through the loop, or in one pass over the text."""
+        from pytest_llmperf.engines.outputs.candidate import compare_reference  # noqa: PLC0415
+        from pytest_llmperf.engines.outputs.rounding import Rounded  # noqa: PLC0415
+
+        scorer = self.scorer if damage.decoding else in_one_pass(self.scorer)
+        path = self.whole if damage.family in WITH_LONGEST else self.short
+        with Rounded():
+            return [shortened(row) for row in compare_reference(scorer, path, batch)]
+
+
+def scorer_of(model: Any, tokenizer: Any, dtype: str) -> Any:
+    """Return a scorer of a model on the CPU, with the loop of `generate`."""
+    import torch  # noqa: PLC0415
+
+    from pytest_llmperf.core.plan import LoadPlan  # noqa: PLC0415
+    from pytest_llmperf.engines.models.names import model_ref  # noqa: PLC0415
+    from pytest_llmperf.engines.outputs.inputs import Vocabulary  # noqa: PLC0415
+    from pytest_llmperf.engines.outputs.scorer import Scorer  # noqa: PLC0415
+    from pytest_llmperf.engines.transformers.generate import GenerateLoop  # noqa: PLC0415
+
+    vocabulary = Vocabulary.of(model, tokenizer)
+    plan = LoadPlan(model=model_ref(MODEL), weights_dtype=dtype, device="cpu")
+    return Scorer(
+        model=model,
+        tokenizer=tokenizer,
+        loop=GenerateLoop(model, plan, vocabulary.pad),
+        vocabulary=vocabulary,
+        device=torch.device("cpu"),
+        autocast_dtype=None,
+    )
+
+
+def in_one_pass(scorer: Any) -> Any:
+    """Return the scorer with its loop replaced by one pass over prompt and continuation."""
+    from pytest_llmperf.engines.outputs.scorer import Scorer  # noqa: PLC0415
+
+    class OnePass(Scorer):
+        """Scores without decoding."""
+
+        unforced = ""
+
+        def looped_logits(self, batch: Any, continuation: Any) -> Any:
+            """Return the logits of one pass."""
+            vars(self)["last"] = super().forced_logits(batch, continuation)
+            return vars(self)["last"][0]
+
+        def forced_logits(self, _batch: Any, _continuation: Any) -> Any:
+            """Return the same again."""
+            return vars(self)["last"]
+
+        def free(self, _batch: Any, _new_tokens: int) -> Any:
+            """Decode nothing."""
+            return None
+
+    return OnePass(**vars(scorer))
+
+
+def shortened(row: Any) -> Any:
+    """Return the comparison without its texts."""
+    return msgspec.structs.replace(row, prompt="", reference_text="", candidate_text="", worst=None)
+
+
+def measure(file: Path, only: str) -> None:
+    """Compare all damages that `file` does not hold yet, and write after each."""
+    from damages import DAMAGES, Damage  # noqa: PLC0415
+
+    rows = json.loads(file.read_text()) if file.exists() else {}
+    folder = Path(tempfile.gettempdir()) / "llmperf-damages"
+    folder.mkdir(exist_ok=True)
+    bench = Bench.open(str(folder))
+    for damage in (*undamaged(Damage), *DAMAGES):
+        if damage.name in rows or only not in damage.name:
+            continue
+        start = time.process_time()
+        batch = int(damage.family) if damage.family.isdigit() else BATCH
+        with damage.apply(bench.scorer.model, bench.scorer.tokenizer):
+            compared = bench.compare(damage, batch)
+        rows[damage.name] = msgspec.to_builtins(compared)
+        file.write_text(json.dumps(rows))
+        sys.stdout.write(f"{damage.name}: {time.process_time() - start:.0f} s of CPU\n")
+        sys.stdout.flush()
+
+
+def undamaged(damage: Any) -> Iterator[Any]:
+    """Yield 20 variants of the model that is right: its batch, attention, loop and threads."""
+    yield damage(f"{UNDAMAGED}: one pass", "", _nothing)
+    yield damage(f"{UNDAMAGED}: one pass, long", "positions", _nothing)
+    yield damage(f"{UNDAMAGED}: long", "decoding", _nothing, True)
+    for batch in (1, 2, 3, 4, 5, 6, 8, 9):
+        yield damage(f"{UNDAMAGED}: batch {batch}", str(batch), _nothing, True)
+    for attention in ("eager", "sdpa"):
+        for batch in (2, 4, 9):
+            name = f"{UNDAMAGED}: {attention}, batch {batch}"
+            yield damage(name, str(batch), _with_attention(attention), True)
+    for threads in (2, 3, 4):
+        yield damage(f"{UNDAMAGED}: {threads} threads", "9", _with_threads(threads), True)
+
+
+def _nothing(_model: Any, _tokenizer: Any) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def _with_attention(name: str) -> Any:
+    @contextlib.contextmanager
+    def apply(model: Any, _tokenizer: Any) -> Iterator[None]:
+        before = model.config._attn_implementation  # noqa: SLF001 - transformers' own place for it
+        model.set_attn_implementation(name)
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
+
+    return apply
+
+
+def _with_threads(n: int) -> Any:
+    @contextlib.contextmanager
+    def apply(_model: Any, _tokenizer: Any) -> Iterator[None]:
+        import torch  # noqa: PLC0415
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(n)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    return apply
