@@ -209,8 +209,8 @@ class Model(Suggests):
 
         Args:
             reference: usually `baseline`; its outputs are cached on disk by content hash.
-            prompts: real text (default: the bundled 'agreement': chats, other scripts, code, and texts
-                of up to a thousand tokens).
+            prompts: real text (default: the bundled 'agreement': chats, other scripts, code, and
+                texts of up to a thousand tokens).
             new_tokens: greedy tokens continued from each prompt.
             batch: prompts in one forward, the same on both sides.
             rule: what `.ok` applies, for example 'containment(k=5, horizon=32)+perplexity(1.01)';

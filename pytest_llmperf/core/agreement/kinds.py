@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
     "4-bit": Kind(
         "4-bit weights",
         "perplexity(1.3)+correlation(0.9)",
-        f"chosen here: nf4 of the built-in model is within; a layer zeroed is not",
+        "chosen here: nf4 of the built-in model is within; a layer zeroed is not",
     ),
     "pruned": Kind(
         "pruned weights", "", "perplexity and recovery are the test's budget", _PERPLEXITY
