@@ -1,18 +1,21 @@
 """Which damages each default agreement rule catches, on the built-in model.
 
     python benchmarks/agreement_damages.py measure damages.json [--only NAME]
-    python benchmarks/agreement_damages.py judge damages.json [--markdown]
+    python benchmarks/agreement_damages.py judge damages.json
 
 `measure` compares a model that rounds as bf16 does (`outputs.rounding`, at the speed of fp32) with
 its fp32 reference, once for each damage of `damages.py`, and keeps the comparisons. Damages of the
 weights are compared in one pass over the text, which gives the logits of a loop up to rounding;
-those of decoding go through the loop itself. Undamaged variants are the same model in other batches, with another attention and other threads.
+those of decoding go through the loop itself. Undamaged variants are the same model in other
+batches, with another attention and other threads.
+
 `judge` applies the default rules to what was kept: limits were chosen on one half of the damages,
 and the figures that count are those of the other half.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import sys
@@ -220,3 +223,87 @@ def _with_threads(n: int) -> Any:
             torch.set_num_threads(before)
 
     return apply
+
+
+# Judging
+
+RULES = ("fp16", "bf16", "parallel", "8-bit", "4-bit")
+OF_0_2 = "containment(k=5, horizon=32)+perplexity(1.01)+sqnr(20)"
+"""What bf16 was held to before."""
+
+
+def verdicts(compared: Any) -> dict[str, bool]:
+    """Return rule -> whether it rejects what was compared."""
+    from pytest_llmperf.core.agreement.agreement import Agreement  # noqa: PLC0415
+    from pytest_llmperf.core.agreement.comparison import PromptComparison  # noqa: PLC0415
+    from pytest_llmperf.core.agreement.kinds import DEFAULT_RULES  # noqa: PLC0415
+    from pytest_llmperf.core.agreement.rules import parse_rule  # noqa: PLC0415
+    from pytest_llmperf.core.agreement.through_the_loop import (  # noqa: PLC0415
+        DECODE_LIMITS_NATS,
+        DecodeLimit,
+    )
+
+    rows = msgspec.convert(compared, tuple[PromptComparison, ...])
+    limit = DecodeLimit(DECODE_LIMITS_NATS["bfloat16"], "bfloat16")
+    rules = {name: DEFAULT_RULES[name] for name in RULES}
+    rejected = {
+        name: Agreement(
+            rows,
+            rule=parse_rule(text),
+            dtype="float16" if name == "fp16" else "bfloat16",
+            decode_limit=limit,
+        ).reasons
+        for name, text in rules.items()
+    }
+    before = Agreement(rows, rule=parse_rule(OF_0_2)).reasons
+    return {"before": bool(before)} | {name: bool(why) for name, why in rejected.items()}
+
+
+def judge(file: Path) -> str:
+    """Return a Markdown table: a line a damage, then how many of each half are caught."""
+    from damage_list import DAMAGES  # noqa: PLC0415
+
+    rows = json.loads(file.read_text())
+    outside = held_out(DAMAGES)
+    columns = ("before", *RULES)
+    lines = [
+        f"| damage | family | half | {' | '.join(columns)} |",
+        "| --- | --- | --- |" + " --- |" * len(columns),
+    ]
+    caught: dict[str, Counter[str]] = {"tuning": Counter(), "held out": Counter()}
+    for damage in DAMAGES:
+        if damage.name not in rows:
+            continue
+        half = "held out" if outside[damage.name] else "tuning"
+        verdict = verdicts(rows[damage.name])
+        caught[half].update(["all", *(name for name in columns if verdict[name])])
+        cells = " | ".join("caught" if verdict[name] else "-" for name in columns)
+        lines.append(f"| {damage.name} | {damage.family} | {half} | {cells} |")
+    for half, counts in caught.items():
+        shares = " | ".join(f"{counts[name]} of {counts['all']}" for name in columns)
+        lines.append(f"| **caught** | | **{half}** | {shares} |")
+    lines.append(_undamaged_line(rows, columns))
+    return "\n".join(lines)
+
+
+def _undamaged_line(rows: dict[str, Any], columns: tuple[str, ...]) -> str:
+    whole = [verdicts(row) for name, row in rows.items() if name.startswith(UNDAMAGED)]
+    shares = (f"{sum(row[name] for row in whole)} of {len(whole)}" for name in columns)
+    return f"| **rejected** | | **undamaged** | {' | '.join(shares)} |"
+
+
+def main() -> None:
+    """Measure, or judge what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("measure", "judge"))
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--only", default="", help="measure damages whose names hold this text")
+    given = parser.parse_args()
+    if given.what == "measure":
+        measure(given.file, given.only)
+    else:
+        sys.stdout.write(judge(given.file) + "\n")
+
+
+if __name__ == "__main__":
+    main()
