@@ -7,9 +7,11 @@ are imported when they are first used, so that installing the plugin costs a ses
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from pytest_llmperf.core.agreement.accuracy_gate import accuracy_gate
     from pytest_llmperf.core.agreement.agreement import Agreement
     from pytest_llmperf.core.agreement.task_accuracy import recovery
@@ -70,10 +72,21 @@ _WHERE = {
 if not TYPE_CHECKING:  # a type checker that saw it would take any name for one of ours
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":
+            return version("pytest-llmperf")
         if name not in _WHERE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            raise AttributeError(_unknown(name))
         return getattr(import_module(_WHERE[name]), name)
 
 
+def _unknown(name: str) -> str:
+    text = f"module {__name__!r} has no attribute {name!r}."
+    if name.startswith("_"):  # what Python and test runners ask any module
+        return text
+    from pytest_llmperf.errors import did_you_mean  # noqa: PLC0415 - only for a misspelt name
+
+    return text + did_you_mean(name, __all__, otherwise=f"It has: {', '.join(__all__)}.")
+
+
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])

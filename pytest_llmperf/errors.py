@@ -7,8 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from pytest_llmperf.plain_text import shown
 
-class LlmperfError(Exception):
+
+class Shown(Exception):
+    """An exception whose text quotes others: servers, workers, logs, prompts, stores.
+
+    Wherever it is printed, stored or passed on, it has no secret, no control character and no
+    workflow command, and it is bounded.
+    """
+
+    def __str__(self) -> str:
+        """Return the message as it may be shown."""
+        return shown(super().__str__())
+
+    def add_note(self, note: str) -> None:
+        """Add a note as it may be shown."""
+        super().add_note(shown(note))
+
+
+class LlmperfError(Shown):
     """Base of every error of this plugin.
 
     In a test it is an ERROR (not measured), never a FAILED (measured, too slow).
@@ -68,6 +86,10 @@ class SteadyLoad(InvalidRun):
     """Other programs worked beside one repetition after another, and do not end."""
 
 
+class BeyondCeiling(InvalidRun):
+    """A run used more than all of a device: its time, its cost or the device's ceiling is wrong."""
+
+
 class NoRequestSucceeded(InvalidRun):
     """Not one request of a run gave an output, so that nothing can be derived from it."""
 
@@ -101,14 +123,27 @@ def error_class(kind: str) -> type[LlmperfError]:
 
 
 def did_you_mean(
-    value: str, choices: Iterable[str], meanings: Mapping[str, str] | None = None
+    value: str,
+    choices: Iterable[str],
+    meanings: Mapping[str, str] | None = None,
+    *,
+    otherwise: str = "",
 ) -> str:
-    """Suggest the nearest of `choices` in a sentence, or return an empty string.
+    """Return a sentence that suggests the nearest of `choices`, with a space before it.
 
-    `meanings` has what a thing is called elsewhere -> its name here: it comes before the spelling.
+    Where none is near it is `otherwise`, which lists them all: with a suggestion nobody needs the
+    list. `meanings` has what a thing is called elsewhere -> its name here, and comes before the
+    spelling; dashes, underscores, dots and spaces make no difference there.
     """
     import difflib  # noqa: PLC0415 - only when something is misspelt
 
-    meant = (meanings or {}).get(value.lower())
+    meant = {_bare(other): name for other, name in (meanings or {}).items()}.get(_bare(value))
     nearest = [meant] if meant else difflib.get_close_matches(value, list(choices), 1, 0.5)
-    return f" Did you mean {nearest[0]!r}?" if nearest else ""
+    if nearest:
+        return f" Did you mean {nearest[0]!r}?"
+    return f" {otherwise}" if otherwise else ""
+
+
+def _bare(name: str) -> str:
+    """Return the letters and digits of a name in lower case."""
+    return "".join(filter(str.isalnum, name.lower()))

@@ -62,6 +62,7 @@ DEVICE_MEANINGS = {"gpu": "cuda", "nvidia": "cuda", "host": "cpu"}
 
 STRATEGY_MEANINGS = {
     "float32": "fp32",
+    "single": "fp32",
     "f32": "fp32",
     "float": "fp32",
     "full": "fp32",
@@ -73,37 +74,54 @@ STRATEGY_MEANINGS = {
     "autocast": "bf16-mixed",
     "float8": "fp8",
     "8bit": "int8",
-    "8-bit": "int8",
     "load_in_8bit": "int8",
     "llm_int8": "int8",
     "w8a16": "int8wo",
     "4bit": "nf4",
-    "4-bit": "nf4",
     "load_in_4bit": "nf4",
     "int4": "int4wo",
     "qlora": "nf4",
     "bitsandbytes": "nf4",
     "torch.compile": "compile",
-    "torch_compile": "compile",
-    "torchcompile": "compile",
     "inductor": "compile",
     "flash_attention": "flash",
     "flash_attention_2": "flash",
-    "flash-attention": "flash",
-    "flash-attention-2": "flash",
-    "flash-attn": "flash",
     "flash_attn": "flash",
     "fa2": "flash",
     "scaled_dot_product_attention": "sdpa",
     "static": "static-cache",
-    "static_cache": "static-cache",
     "continuous-batching": "continuous",
-    "continuous_batching": "continuous",
-    "prompt_lookup": "prompt-lookup",
     "tensor-parallel": "tp2",
+    "tensor-parallelism": "tp2",
+    "pipeline-parallel": "own-pp2",
     "data-parallel": "dp2",
+    "8bits": "int8",
+    "4bits": "nf4",
+    "fp8-kv": "kv-fp8",
+    "speculative": "prompt-lookup",
+    "cpu-offload": "offload-cpu",
+    "disk-offload": "offload-disk",
+    "device_map": "offload-cpu",
 }
 """What a strategy is called elsewhere -> the part that is meant."""
+
+ENGINE_MEANINGS = {
+    "hf": "transformers",
+    "huggingface": "transformers",
+    "torch": "transformers",
+    "pytorch": "transformers",
+    "llamacpp": "server:llama.cpp",
+    "llama-server": "server:llama.cpp",
+    "gguf": "server:llama.cpp",
+    "openai": "server",
+    "http": "server",
+    "text-generation-inference": "server:tgi",
+    "rayserve": "server:ray",
+}
+"""What an engine is called elsewhere -> its name here."""
+
+NAMED_MODEL = "llmperf run"
+"""What the ids of tests begin with that `llmperf run MODEL` measures: no file of the project's."""
 
 MARKER = (
     "llmperf(model=None, *, strategy=None, strategies=(), engine='transformers', device=None, "

@@ -148,6 +148,11 @@ class Track:
             self.second_pairs.append((base, new))
             self.second = self.second.with_pair(base, new)
 
+    @property
+    def latest(self) -> SideBySide:
+        """What the last measurement has: the second one, once it has begun."""
+        return self.state if self.second is None else self.second
+
     def suspect(self) -> None:
         """From now on pairs say whether the suspicion is seen again."""
         self.second = SideBySide(

@@ -75,7 +75,8 @@ def bisect_command(
     if as_json:
         print_json({"metric": name, "good": good, "bad": bad, "found": result})
     else:
-        click.echo(encodable(_conclusion(result, search)))
+        for line in _conclusion(result, search):
+            click.echo(encodable(line))
     raise SystemExit(_exit_code(result))
 
 
@@ -115,17 +116,18 @@ def _e_value(evidence: float | None) -> str:
     return "" if evidence is None else f", E = {evidence:.3g}"
 
 
-def _conclusion(result: Bisection, search: Search) -> str:
+def _conclusion(result: Bisection, search: Search) -> list[str]:
+    """Return what was found, line by line."""
     if result.first_bad is not None:
         return _first_bad(result.first_bad, search)
     if result.suspects:
         return _range(result, search)
-    return _not_worse(result, search)
+    return [_not_worse(result, search)]
 
 
-def _first_bad(step: Step, search: Search) -> str:
+def _first_bad(step: Step, search: Search) -> list[str]:
     head = f"{step.commit} is the first commit that made {search.metric} worse"
-    return f"{head} than {search.good}'s: {step.subject}\n{_test_line(step)}"
+    return [f"{head} than {search.good}'s: {step.subject}", _test_line(step)]
 
 
 def _test_line(step: Step) -> str:
@@ -139,9 +141,9 @@ def _not_worse(result: Bisection, search: Search) -> str:
     )
 
 
-def _range(result: Bisection, search: Search) -> str:
+def _range(result: Bisection, search: Search) -> list[str]:
     head = f"The first commit that made {search.metric} worse is one of these"
-    return "\n".join([f"{head}, which could not be told apart:", *_suspect_lines(result)])
+    return [f"{head}, which could not be told apart:", *_suspect_lines(result)]
 
 
 def _suspect_lines(result: Bisection) -> list[str]:

@@ -18,6 +18,9 @@ from pytest_llmperf.commands.doctor import doctor_command
 from pytest_llmperf.commands.history import history_command
 from pytest_llmperf.commands.report import report_command
 from pytest_llmperf.commands.schema import schema_command
+from pytest_llmperf.commands.start.init import init_command
+from pytest_llmperf.commands.start.record import record_command
+from pytest_llmperf.commands.start.run import run_command
 from pytest_llmperf.commands.transfer import export_command, import_command
 from pytest_llmperf.errors import LlmperfError
 
@@ -54,7 +57,10 @@ for command in (
     export_command,
     history_command,
     import_command,
+    init_command,
+    record_command,
     report_command,
+    run_command,
     schema_command,
 ):
     main.add_command(command)

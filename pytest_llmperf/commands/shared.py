@@ -52,8 +52,8 @@ def require_metric(store: Store, metric: str | None) -> None:
 
 
 def _no_such_metric(metric: str, known: Sequence[str]) -> str:
-    near = did_you_mean(metric, known)
-    return f"metric {metric!r} is not in the newest records.{near} Metrics: {', '.join(known)}."
+    near = did_you_mean(metric, known, otherwise=f"Metrics: {', '.join(known)}.")
+    return f"metric {metric!r} is not in the newest records.{near}"
 
 
 def require_known(parts: Sequence[str], store: Store) -> None:

@@ -44,7 +44,8 @@ class TimedRun(Struct, frozen=True, kw_only=True):
     """One timed repetition of an offline workload.
 
     The two hashes cover the token ids that went in and came out; they are computed outside the
-    timed work. `step` is None where the engine cannot see what a step moves.
+    timed work. `step` is None where the engine cannot see what a step moves. `answers` are the
+    texts that a server gave, in the order of its requests.
     """
 
     trace: Trace
@@ -52,16 +53,18 @@ class TimedRun(Struct, frozen=True, kw_only=True):
     telemetry: dict[str, float] = {}
     prompts_hash: str = ""
     outputs_hash: str = ""
+    answers: tuple[str, ...] = ()
 
 
 class ServingRun(Struct, frozen=True, kw_only=True):
     """One run of traffic on a server.
 
     `samples` are the server's own metrics over the run; `counted` says how the tokens of a message
-    were counted.
+    were counted; `telemetry` is what others did beside it.
     """
 
     trace: ServingTrace
     marks: tuple[Mark, ...] = ()
     samples: tuple[dict[str, float], ...] = ()
     counted: str = ""
+    telemetry: dict[str, float] = {}

@@ -36,6 +36,28 @@ MEANINGS = {
 """What an attribute is called elsewhere -> its name here."""
 
 
+METRIC_MEANINGS = {
+    "tps": "throughput",
+    "speed": "throughput",
+    "tokens_per_second": "throughput",
+    "tok/s": "throughput",
+    "ttft": "ttft.p50",
+    "time_to_first_token": "ttft.p50",
+    "tpot": "tpot.p50",
+    "itl": "itl.p50",
+    "latency": "latency.p50",
+    "e2e": "latency.p50",
+    "memory": "memory.peak",
+    "peak_memory": "memory.peak",
+    "vram": "memory.device",
+    "weights": "memory.weights",
+    "energy": "energy.per_token",
+}
+"""What a metric is called elsewhere, or is a family of -> its name here."""
+
+_WRONG_ARGUMENTS = ("Extra positional", "Missing required", "Argument ")
+"""How msgspec begins what it says of arguments."""
+
 _PERCENTILE = re.compile(r"p\d+")
 
 
@@ -78,9 +100,14 @@ class SuggestingMeta(StructMeta):
     if not TYPE_CHECKING:
 
         def __call__(cls, *args: Any, **keywords: Any) -> Any:  # noqa: N805 - of a metaclass
-            """Make one. Raises UsageError for a keyword that the struct has not."""
+            """Make one. Raises UsageError for arguments that the struct has not, or lacks."""
             require_keywords(cls.__name__, keywords, cls.__struct_fields__)
-            return super().__call__(*args, **keywords)
+            try:
+                return super().__call__(*args, **keywords)
+            except TypeError as error:
+                if not str(error).startswith(_WRONG_ARGUMENTS):
+                    raise
+                raise _wrong_arguments(cls.__name__, error, cls.__struct_fields__) from None
 
 
 def suggests_keywords(cls: _Class) -> _Class:
@@ -92,12 +119,17 @@ def suggests_keywords(cls: _Class) -> _Class:
 
 
 def suggesting(function: Callable[..., Any], title: str) -> Callable[..., Any]:
-    """Return the function with a suggestion for a keyword that it does not take."""
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    """Return the function with an error of ours for arguments that it does not take, or lacks."""
+    signature = inspect.signature(function)
+    known = [name for name in signature.parameters if name != "self"]
 
     @wraps(function)
     def call(*args: Any, **keywords: Any) -> Any:
         require_keywords(title, keywords, known)
+        try:
+            signature.bind(*args, **keywords)
+        except TypeError as error:
+            raise _wrong_arguments(title, error, known) from None
         return function(*args, **keywords)
 
     return call
@@ -108,9 +140,14 @@ def require_keywords(title: str, keywords: Collection[str], known: Collection[st
     unknown = next((name for name in keywords if name not in known), None)
     if unknown is None:
         return
-    near = did_you_mean(unknown, known)
-    has = f" It takes: {', '.join(known)}." if known else " It takes none."
-    raise UsageError(f"{title}({unknown}=…): argument {unknown!r} is not known.{near or has}")
+    takes = f"It takes: {', '.join(known)}." if known else "It takes none."
+    near = did_you_mean(unknown, known, otherwise=takes)
+    raise UsageError(f"{title}({unknown}=…): argument {unknown!r} is not known.{near}")
+
+
+def _wrong_arguments(title: str, error: TypeError, known: Collection[str]) -> UsageError:
+    takes = f"It takes: {', '.join(known)}." if known else "It takes none."
+    return UsageError(f"{title}(…): {error}. {takes}")
 
 
 def _unknown_attribute(kind: type, name: str) -> UnknownAttribute:

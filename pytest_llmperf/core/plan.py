@@ -7,6 +7,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from pytest_llmperf.core.misspelt import Suggests
+
 ANY: frozenset[object] = frozenset({"any"})
 """As an engine's values for a field of a plan: any value, to be judged by its `refusal`.
 
@@ -29,7 +31,7 @@ class ModelRef(Struct, frozen=True, kw_only=True):
     trust_remote_code: bool = False
 
 
-class LoadPlan(Struct, frozen=True, kw_only=True):
+class LoadPlan(Suggests, Struct, frozen=True, kw_only=True):
     """Everything that decides what a worker loads. Hashable: equal plans share one loaded model.
 
     dtypes are torch's names ("float32", "float16", "bfloat16"), or "auto" for the checkpoint's own.

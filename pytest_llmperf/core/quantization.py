@@ -134,10 +134,8 @@ def scheme_of(text: str) -> Scheme:
     """
     name, colon, argument = text.partition(":")
     if name not in METHODS:
-        raise UsageError(
-            f"quantization {name!r} is not known.{did_you_mean(name, METHODS)} "
-            f"Methods: {', '.join(METHODS)}."
-        )
+        near = did_you_mean(name, METHODS, otherwise=f"Methods: {', '.join(METHODS)}.")
+        raise UsageError(f"quantization {name!r} is not known.{near}")
     if name in CHECKPOINTS:
         return _checkpoint(name, argument)
     if colon:

@@ -33,8 +33,9 @@ def resolve_device(option: str, can: Capabilities, pool: Callable[[], GpuPool]) 
             use it.
     """
     if option not in DEVICES:
-        near = did_you_mean(option, DEVICES, DEVICE_MEANINGS)
-        raise UsageError(f"device {option!r} is not known.{near} Choices: {', '.join(DEVICES)}.")
+        all_devices = f"Choices: {', '.join(DEVICES)}."
+        near = did_you_mean(option, DEVICES, DEVICE_MEANINGS, otherwise=all_devices)
+        raise UsageError(f"device {option!r} is not known.{near}")
     device = _best_device(can, pool) if option == "auto" else option
     if device not in can.devices:
         raise UsageError(

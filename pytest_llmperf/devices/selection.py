@@ -202,9 +202,10 @@ def _checked_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict
     arguments = {**kwargs, "n": args[0]} if args else dict(kwargs)
     unknown = next((name for name in arguments if name not in _ARGUMENTS), None)
     if unknown is not None:
+        all_arguments = f"Arguments: {', '.join(_ARGUMENTS)}."
+        near = did_you_mean(unknown, _ARGUMENTS, otherwise=all_arguments)
         raise UsageError(
-            f"@pytest.mark.llmperf_gpus({unknown}=…): argument {unknown!r} is not known."
-            f"{did_you_mean(unknown, _ARGUMENTS)} Arguments: {', '.join(_ARGUMENTS)}.",
+            f"@pytest.mark.llmperf_gpus({unknown}=…): argument {unknown!r} is not known.{near}"
         )
     return arguments
 

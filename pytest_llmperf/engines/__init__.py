@@ -10,6 +10,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import UsageError, did_you_mean
+from pytest_llmperf.names import ENGINE_MEANINGS
 
 if TYPE_CHECKING:
     from pytest_llmperf.engines.base import Capabilities, Engine
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 class EngineRow:
     """Where an engine and its capabilities are found.
 
-    `capabilities` names a module that imports nothing heavy.
+    `capabilities` names a module that imports nothing heavy. `reads_hub`: a model that is named
+    like a repository of the Hugging Face Hub is one, which the worker looks for on this machine.
     """
 
     name: str
@@ -27,6 +29,7 @@ class EngineRow:
     capabilities: str
     extra: str = ""
     requires: tuple[str, ...] = ()
+    reads_hub: bool = False
 
     def load(self) -> Engine:
         """Import the engine (heavy; worker only) and return one."""
@@ -48,6 +51,7 @@ TABLE = {
             capabilities="pytest_llmperf.engines.capabilities:TRANSFORMERS",
             extra="transformers",
             requires=("torch>=2.11", "transformers>=5.17"),
+            reads_hub=True,
         ),
         EngineRow(
             name="vllm",
@@ -55,6 +59,7 @@ TABLE = {
             capabilities="pytest_llmperf.engines.vllm.capabilities:VLLM",
             extra="vllm",
             requires=("vllm>=0.25",),
+            reads_hub=True,
         ),
         EngineRow(
             name="scripted",
@@ -112,9 +117,9 @@ def engine(name: str) -> EngineRow:
     if name in entries:
         return _row_of(entries[name])
     known = [*TABLE, *entries]
-    raise UsageError(
-        f"engine {name!r} is not known.{did_you_mean(name, known)} Engines: {', '.join(known)}."
-    )
+    all_engines = f"Engines: {', '.join(known)}."
+    near = did_you_mean(name, known, ENGINE_MEANINGS, otherwise=all_engines)
+    raise UsageError(f"engine {name!r} is not known.{near}")
 
 
 def _row_of(entry: metadata.EntryPoint) -> EngineRow:

@@ -65,7 +65,7 @@ def _grouped(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
 
 
 def _has_speed(record: Record) -> bool:
-    return any(metric.name in _SPEEDS for metric in record.metrics)
+    return any(metric.name in (*_SPEEDS, speed_metric(record)) for metric in record.metrics)
 
 
 def _group_key(record: Record) -> tuple[str, ...]:

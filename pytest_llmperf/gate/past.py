@@ -37,7 +37,7 @@ ACCEPTED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "XPASS"
 _FAILED = frozenset({"FAIL", "WAIVED"})
 """Outcomes of tests that were measured validly: such a session is not accepted by itself."""
 
-_CLOCKS_DIFFER = timedelta(days=1)
+CLOCKS_DIFFER = timedelta(days=1)
 _CHANGED = ("driver", "python", "kernel", "host")
 _VERSION = "version_"
 _MOST_NAMED = 6
@@ -224,7 +224,7 @@ def _refusal(session: StoredSession, question: Question) -> str:
         return f"with a value of {format_value(session.value, session.unit)}"
     if session.by_hand:
         return ""
-    if _time(session.created) > _time(question.record.created) + _CLOCKS_DIFFER:
+    if _time(session.created) > _time(question.record.created) + CLOCKS_DIFFER:
         return f"dated {session.created[:10]}, after this one"
     return "" if question.lineage is None else question.lineage.refuses(session.facts)
 

@@ -26,7 +26,7 @@ _EXAMPLE = (
 )
 
 
-UNREADABLE = (tomllib.TOMLDecodeError, UnicodeDecodeError)
+UNREADABLE = (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError)
 """What reading a file raises that is no TOML."""
 
 
@@ -204,5 +204,5 @@ def _require_known_metric(where: str, metric: str) -> None:
 
 
 def _unknown_metric(metric: str, known: Sequence[str]) -> str:
-    near = did_you_mean(metric, known)
-    return f"metric {metric!r} is not known.{near} Metrics: {', '.join(known)}."
+    near = did_you_mean(metric, known, otherwise=f"Metrics: {', '.join(known)}.")
+    return f"metric {metric!r} is not known.{near}"

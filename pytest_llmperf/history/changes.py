@@ -67,12 +67,20 @@ def series_changes(
 
 
 def sessions_of(points: Iterable[Point]) -> dict[str, list[SessionValue]]:
-    """Return the validly measured sessions of a series, oldest first, by environment key."""
+    """Return the validly measured sessions of a series, oldest first, by environment key.
+
+    Those of an environment are all by the definition of its newest: another one is another metric.
+    """
     by_environment: dict[str, list[Point]] = {}
     for point in points:
         if point.outcome in MEASURED and point.value is not None:
             by_environment.setdefault(point.environment_key, []).append(point)
-    return {key: session_values(same_place) for key, same_place in by_environment.items()}
+    return {key: session_values(_as_newest(place)) for key, place in by_environment.items()}
+
+
+def _as_newest(points: Sequence[Point]) -> list[Point]:
+    newest = max(points, key=lambda point: point.created)
+    return [point for point in points if point.formula == newest.formula]
 
 
 def changes_of(

@@ -51,6 +51,7 @@ def declared_by(core: LlmperfSession) -> Declare:
         declared = Declared(declaration=Declaration())
         try:
             _require_indirect(item)
+            _require_one_list(item)
             marks = [(mark.args, mark.kwargs) for mark in item.iter_markers("llmperf")]
             declared.declaration = declaration(marks)
             declared.plans = tuple(_plans(core, item, declared.declaration))
@@ -107,6 +108,17 @@ def _require_indirect(item: pytest.Item) -> None:
                 "parametrize('llm', …) hands the test a text in place of the model: "
                 "add indirect=True, or use @pytest.mark.llmperf(strategies=[…]).",
             )
+
+
+def _require_one_list(item: pytest.Item) -> None:
+    """Refuse strategies of a test's own marker beside its own parametrization of `llm`."""
+    own = item.own_markers
+    parametrized = any(mark.name == "parametrize" and "llm" in argument_names(mark) for mark in own)
+    if parametrized and any(mark.name == "llmperf" and "strategies" in mark.kwargs for mark in own):
+        raise UsageError(
+            "parametrize('llm', …) and @pytest.mark.llmperf(strategies=[…]) both say the test's "
+            "strategies: keep one of them."
+        )
 
 
 def _is_indirect(mark: pytest.Mark) -> bool:

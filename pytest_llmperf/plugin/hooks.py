@@ -64,6 +64,16 @@ def _action(option: Option) -> dict[str, Any]:
     return action
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """--llmperf-record=N: run N sessions, and nothing here."""
+    if value_of(config)("record") in ("", "1") or config.option.collectonly:
+        return None
+    from pytest_llmperf.plugin.recording import record_as_configured  # noqa: PLC0415 - if asked for
+
+    return record_as_configured(config, value_of(config)("record"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and our plugins, and those that an option asks for."""
     for marker in (MARKER, GPUS_MARKER, ISOLATED_MARKER, RANKS_MARKER):
@@ -241,7 +251,7 @@ def pytest_terminal_summary(
     if reports:
         from pytest_llmperf.plugin.summary import write  # noqa: PLC0415
 
-        write(terminalreporter, config, reports)
+        write(terminalreporter, config, reports, disabled=value_of(config)("disable"))
     for lost in dict.fromkeys(config.stash.get(LOST, None) or ()):
         terminalreporter.write_line(f"llmperf: {lost}", red=True)
 

@@ -18,9 +18,16 @@ from pytest_llmperf.report.terminal import write_summary
 Carried = Sequence[tuple[str, dict[str, Any]]]
 """Ids of tests, and what their reports carry."""
 
+_NAMED = 3
+"""Tests that measured nothing and are named."""
+
 
 def write(
-    terminal: pytest.TerminalReporter, config: pytest.Config, reports: Sequence[pytest.TestReport]
+    terminal: pytest.TerminalReporter,
+    config: pytest.Config,
+    reports: Sequence[pytest.TestReport],
+    *,
+    disabled: bool,
 ) -> None:
     """Print what reports carried, from this process or from xdist workers."""
     carried: Carried = [(report.nodeid, report.llmperf) for report in reports]
@@ -31,7 +38,7 @@ def write(
         sorted(_printed(records), key=lambda record: (record.test, record.created)),
         _reasons(carried, "SKIPPED"),
         _reasons(carried, "INVALID"),
-        _notes(carried, records),
+        [*_notes(carried, records), *_note_on_idle(carried, disabled=disabled)],
         config.get_verbosity(),
         errors=_reasons(carried, "ERROR"),
         expected={outcome: _reasons(carried, outcome) for outcome in ("XFAIL", "XPASS")},
@@ -52,6 +59,25 @@ def _notes(carried: Carried, records: Sequence[Record]) -> list[str]:
     if records and stores:
         notes.append(f"stored in {stores[0]}; 'llmperf history' shows earlier runs")
     return list(dict.fromkeys(notes))
+
+
+def _note_on_idle(carried: Carried, *, disabled: bool) -> list[str]:
+    """Say which tests of ours ended well and measured nothing: green alone does not show it."""
+    with_records = {nodeid for nodeid, contents in carried if contents["records"]}
+    idle = dict.fromkeys(
+        nodeid
+        for nodeid, contents in carried
+        if contents["outcome"] == "RECORDED" and nodeid not in with_records
+    )
+    if not idle:
+        return []
+    if disabled:
+        tests = f"{len(idle)} test{'' if len(idle) == 1 else 's'}"
+        return [f"--llmperf-disable: {tests} ran, and nothing was measured or judged"]
+    names = ", ".join([*idle][:_NAMED])
+    others = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
+    how = "A test measures with llm.run(…), llm.compare(…) or llm.agreement(…)"
+    return [f"measured nothing: {names}{others}. {how}"]
 
 
 def _reasons(carried: Carried, outcome: str) -> list[tuple[str, str]]:

@@ -88,10 +88,8 @@ def require_usable(plan: LoadPlan, names: tuple[str, ...]) -> None:
         _refuse_all(plan, names)
     for name in names:
         if name not in known:
-            raise UsageError(
-                f"llm.using({name!r}): adapter {name!r} is not loaded."
-                f"{did_you_mean(str(name), known)} There are: {', '.join(known)}.",
-            )
+            near = did_you_mean(str(name), known, otherwise=f"There are: {', '.join(known)}.")
+            raise UsageError(f"llm.using({name!r}): adapter {name!r} is not loaded.{near}")
     _require_switchable(plan, names[0])
 
 

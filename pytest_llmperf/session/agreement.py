@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from pytest_llmperf.cache_folder import cache_dir
 from pytest_llmperf.core.agreement.agreement import QUANTITIES, Agreement
 from pytest_llmperf.core.agreement.comparison import PromptComparison
 from pytest_llmperf.core.agreement.rules import Rule
@@ -22,7 +23,6 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.core.record import MetricValue
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.settings.settings import cache_dir
 from pytest_llmperf.wire.commands import CompareReference, MakeReference
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import PromptSet

@@ -40,13 +40,17 @@ ONE_SERVER = "a load is put on one server, as it was started"
 
 @dataclass
 class ServerRuns:
-    """One server under one load, and every run that was made so far."""
+    """One server under one load, and every run that was made so far.
+
+    `first` numbers the prompts of the first run.
+    """
 
     acquire: Acquire
     workload: Serve
     program: str
     runs: list[ServingRun] = field(default_factory=list)
     allow_load: bool = False
+    first: int = 0
 
     @property
     def title(self) -> str:
@@ -64,11 +68,11 @@ class ServerRuns:
 
     def warm_up(self) -> None:
         """Send a few requests that no run repeats."""
-        _call(self.acquire(), _warm_up(self.workload), WARM_UP)
+        _call(self.acquire(), _warm_up(self.workload), WARM_UP + self.first)
 
     def once(self) -> None:
         """Run the load once more, with prompts of its own."""
-        repetition = len(self.runs)
+        repetition = self.first + len(self.runs)
         self.runs.append(_call(self.acquire(), self.workload, repetition, self.program))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 
 from pytest_llmperf.core.benchmark import TIME
 from pytest_llmperf.core.metrics.quantities import leaves
+from pytest_llmperf.core.misspelt import METRIC_MEANINGS
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 DEFAULT_LIMITS: dict[str, float] = {
@@ -36,7 +38,19 @@ def parse_gate(text: str) -> dict[str, float] | None:
         return None
     if text.strip().lower() in _ON:
         return dict(DEFAULT_LIMITS)
+    if _is_path(text):
+        raise UsageError(
+            f"--llmperf-gate={text!r} is a path: pytest took it for the option's value. "
+            f"Write --llmperf-gate=throughput:5%, or put --llmperf-gate behind {text!r}."
+        )
     return parse_limits(text, "--llmperf-gate")
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text names tests, and no metrics: no metric ends in .py or has a slash."""
+    file = text.partition("::")[0]
+    is_folder = os.path.isdir(file)  # noqa: PTH112 - no name is too long to be asked for
+    return file.endswith(".py") or "/" in file or (is_folder and file not in gateable())
 
 
 def parse_limits(text: str, option: str) -> dict[str, float]:
@@ -63,12 +77,15 @@ def checked_limits(limits: Mapping[object, object], where: str) -> dict[str, flo
     checked: dict[str, float] = {}
     for name, limit in limits.items():
         if not isinstance(name, str) or name not in known:
-            near = did_you_mean(str(name), known)
-            raise UsageError(
-                f"{where}: metric {name!r} is not known.{near} {_HOW}. Metrics: {', '.join(known)}."
-            )
+            raise UsageError(f"{where}: metric {name!r} is not known.{_hint(str(name), known)}")
         checked[name] = _share(name, limit, where)
     return checked
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    return did_you_mean(
+        name, known, METRIC_MEANINGS, otherwise=f"{_HOW}. Metrics: {', '.join(known)}."
+    )
 
 
 def _share(name: str, limit: object, where: str) -> float:

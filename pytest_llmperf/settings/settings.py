@@ -14,6 +14,7 @@ from pytest_llmperf.settings.options import OPTIONS, Option
 
 if TYPE_CHECKING:
     from pytest_llmperf.settings.against_target import Target
+    from pytest_llmperf.settings.server_target import ServerTarget
 
 DEVICES = ("auto", "cuda", "cpu")
 START_METHODS = ("forkserver", "spawn")
@@ -37,6 +38,7 @@ class Settings:
     against_limits: dict[str, float] | None
     against_budget_s: float
     against_build: str
+    server: ServerTarget | None
     start_method: str
     device: str
     gpus: str
@@ -53,6 +55,7 @@ class Settings:
     precision: float
     processes: int | None
     timeout_s: float
+    record: int
     pythons: dict[str, str]
     benchmark_json: Path | None
     html: Path | None
@@ -89,11 +92,13 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         device=READERS["device"](values["device"]),
         start_method=READERS["start-method"](values["start-method"]),
         cluster=read_cluster(values["cluster"], values["against"]),
+        server=READERS["server"](values["server"]),
         strategies=READERS["strategy"](values["strategy"]),
         reference=READERS["reference"](values["reference"]),
         precision=READERS["precision"](values["precision"]),
         processes=READERS["processes"](values["processes"]),
         pythons=READERS["python"](values["python"]),
+        record=READERS["record"](values["record"]),
         root=root,
     )
 
@@ -116,24 +121,13 @@ def _judged(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
     }
 
 
-def cache_dir() -> Path:
-    """The folder of converted models, baselines and device ceilings.
-
-    That is $LLMPERF_CACHE, or in the user's cache folder.
-    """
-    if configured := os.environ.get("LLMPERF_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
-
-
 def _choice(
     name: str, value: str, choices: tuple[str, ...], meanings: Mapping[str, str] | None = None
 ) -> str:
     if value not in choices:
-        near = did_you_mean(value, choices, meanings)
-        raise UsageError(
-            f"--llmperf-{name}={value!r} is not known.{near} Choices: {', '.join(choices)}."
-        )
+        all_choices = f"Choices: {', '.join(choices)}."
+        near = did_you_mean(value, choices, meanings, otherwise=all_choices)
+        raise UsageError(f"--llmperf-{name}={value!r} is not known.{near}")
     return value
 
 
@@ -194,6 +188,12 @@ def _against_limits(text: str) -> dict[str, float] | None:
     return parse_limits(text, "--llmperf-against-limits") if text.strip() else None
 
 
+def _server(text: str) -> ServerTarget | None:
+    from pytest_llmperf.settings.server_target import find_server  # noqa: PLC0415 - as above
+
+    return find_server(text)
+
+
 def positive(name: str, value: str) -> float:
     """The number that an option has. Raises UsageError for any that is not above 0."""
     try:
@@ -221,6 +221,16 @@ def _processes(text: str) -> int | None:
     if not text.strip().isdecimal() or int(text) < 1:
         raise UsageError(
             f"--llmperf-processes={text!r}: a whole number of at least 1 is needed, or auto."
+        )
+    return int(text)
+
+
+def sessions(text: str) -> int:
+    """The number of sessions of --llmperf-record. Raises UsageError."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UsageError(
+            f"--llmperf-record={text!r}: a whole number of at least 1 is needed. "
+            "The gate needs 8 sessions: --llmperf-record=8."
         )
     return int(text)
 
@@ -255,8 +265,10 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "strategy": _strategies,
     "reference": lambda text: _strategy("reference", text),
     "against-limits": _against_limits,
+    "server": _server,
     "precision": lambda text: positive("precision", text) / 100,
     "processes": _processes,
     "python": _interpreters,
+    "record": sessions,
 }
 """Option -> what makes its value of the text that was given. Each raises UsageError."""

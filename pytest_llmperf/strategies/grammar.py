@@ -262,11 +262,9 @@ def _check_argument(part: Part, argument: str) -> None:
             f"Write {part.name!r}."
         )
     if argument not in part.arguments:
-        near = did_you_mean(argument, part.arguments)
-        raise UsageError(
-            f"strategy part {part.name!r}: argument {argument!r} is not known.{near} "
-            f"Arguments: {', '.join(part.arguments)}.",
-        )
+        all_arguments = f"Arguments: {', '.join(part.arguments)}."
+        near = did_you_mean(argument, part.arguments, otherwise=all_arguments)
+        raise UsageError(f"strategy part {part.name!r}: argument {argument!r} is not known.{near}")
 
 
 def _unknown(name: str, text: str) -> str:

@@ -132,7 +132,8 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to MeasureBlock: the metrics of each side, and the seconds of warm-up and samples.
 
     A metric is None where it is not measurable; `reasons` then says why. `load` is what the side's
-    process cost; None from a side of an earlier version.
+    process cost; None from a side of an earlier version. `answers` are the texts that each side's
+    server gave, by the repetition whose prompts they answer.
     """
 
     values: tuple[dict[str, float | None], ...]
@@ -140,6 +141,7 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
     spent_s: float
     load: Load | None = None
     others: OthersWork = OthersWork()
+    answers: tuple[dict[int, tuple[str, ...]], ...] = ()
 
 
 class BodyRan(Struct, frozen=True, kw_only=True, tag=True):

@@ -66,9 +66,10 @@ class PromptSet(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
     def bundled(cls, name: str) -> PromptSet:
         """Return real prompts that ship with the package. Raises UsageError for an unknown name."""
         if name not in BUNDLED:
+            near = did_you_mean(name, BUNDLED, otherwise=f"Bundled: {', '.join(BUNDLED)}.")
             raise UsageError(
-                f"bundled prompt set {name!r} is not known.{did_you_mean(name, BUNDLED)} "
-                f"Bundled: {', '.join(BUNDLED)}; PromptSet.from_jsonl(path) reads your own.",
+                f"bundled prompt set {name!r} is not known.{near} "
+                "PromptSet.from_jsonl(path) reads your own.",
             )
         file = resources.files("pytest_llmperf.workloads").joinpath("data", BUNDLED[name])
         text = file.read_text(encoding="utf-8")

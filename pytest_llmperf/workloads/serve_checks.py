@@ -74,11 +74,9 @@ def _check_loop(work: Work) -> None:
 
 def _check_arrivals(work: Work) -> None:
     if work.arrivals not in PATTERNS:
-        near = did_you_mean(str(work.arrivals), PATTERNS)
-        raise UsageError(
-            f"Serve(arrivals={work.arrivals!r}) is not known.{near} "
-            f"Patterns: {', '.join(PATTERNS)}."
-        )
+        all_patterns = f"Patterns: {', '.join(PATTERNS)}."
+        near = did_you_mean(str(work.arrivals), PATTERNS, otherwise=all_patterns)
+        raise UsageError(f"Serve(arrivals={work.arrivals!r}) is not known.{near}")
     if work.burstiness != 1 and work.arrivals != "gamma":
         raise UsageError(
             f"Serve(burstiness={work.burstiness:g}) is of arrivals='gamma', "
@@ -100,11 +98,9 @@ def _check_prompts(work: Work) -> None:
 
 def _check_generator(work: Work) -> None:
     if work.generator not in GENERATORS:
-        near = did_you_mean(str(work.generator), GENERATORS)
-        raise UsageError(
-            f"Serve(generator={work.generator!r}) is not known.{near} "
-            f"Generators: {', '.join(GENERATORS)}."
-        )
+        all_generators = f"Generators: {', '.join(GENERATORS)}."
+        near = did_you_mean(str(work.generator), GENERATORS, otherwise=all_generators)
+        raise UsageError(f"Serve(generator={work.generator!r}) is not known.{near}")
     needs_count = work.concurrency is not None or work.generator == "guidellm"
     if needs_count and work.requests is None and work.traffic is None:
         raise UsageError(

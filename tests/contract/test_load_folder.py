@@ -181,8 +181,8 @@ def test_a_hub_id_that_is_not_to_be_had_names_the_cache(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
         LoadError,
-        match=r"'no-org/no-model'.*neither in the cache /.*nor could be downloaded.*"
-        r"name a local folder",
+        match=r"'no-org/no-model'.*no folder of that name.* in /.* could not be downloaded "
+        r"\(.*\)\..*name a local folder",
     ):
         load(plan_for("no-org/no-model"))
 

@@ -68,6 +68,7 @@ def test_commits_that_cannot_be_told_apart_are_named_as_a_range(repo):
     suspects = done.stdout.partition("one of these")[2]
     assert [commit for commit in commits if commit in suspects] == commits[1:3]
     assert "half done" in suspects
+    assert "\\n" not in done.stdout, "an escaped line break"
 
 
 def test_a_bad_that_is_not_worse_is_nothing_to_look_for(repo):

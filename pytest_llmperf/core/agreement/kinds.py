@@ -163,10 +163,8 @@ def kind_of(candidate: LoadPlan, reference: LoadPlan) -> str:
 
 def _known_kind(kind: object) -> str:
     if kind not in KINDS:
-        raise UsageError(
-            f"kind of variant {kind!r} has no rule.{did_you_mean(str(kind), KINDS)} "
-            f"Kinds: {', '.join(KINDS)}.",
-        )
+        near = did_you_mean(str(kind), KINDS, otherwise=f"Kinds: {', '.join(KINDS)}.")
+        raise UsageError(f"kind of variant {kind!r} has no rule.{near}")
     return str(kind)
 
 

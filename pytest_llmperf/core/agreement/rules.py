@@ -160,11 +160,9 @@ def _criterion(part: str, text: str) -> Criterion:
     match = re.fullmatch(r"(\w+)\s*(?:\((.*)\))?", part)
     name = match.group(1) if match else part
     if match is None or name not in CRITERIA:
-        raise UsageError(
-            f"agreement rule {text!r}: criterion {part!r} is not known."
-            f"{did_you_mean(name, CRITERIA)} "
-            f"Criteria: {', '.join(map(_signature, CRITERIA))}; join several with '+'.",
-        )
+        all_criteria = f"Criteria: {', '.join(map(_signature, CRITERIA))}; join several with '+'."
+        near = did_you_mean(name, CRITERIA, otherwise=all_criteria)
+        raise UsageError(f"agreement rule {text!r}: criterion {part!r} is not known.{near}")
     arguments = _arguments(name, _parts(match.group(2) or ""), text)
     return Criterion(name, _values(name, arguments, text))
 

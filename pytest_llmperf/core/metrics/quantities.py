@@ -9,6 +9,9 @@ from msgspec import Struct
 
 from pytest_llmperf.core.verdicts.estimate import Direction
 
+CPU_GROWTH = "peak/1"
+"""Definition of `memory.peak` in 0.1: on a GPU it is today's, on a CPU it was the growth alone."""
+
 STATISTICS = ("p50", "p90", "p95", "p99", "mean", "max")
 
 
@@ -149,14 +152,15 @@ _USE = (
         "mbu",
         "1",
         "higher",
-        "mbu/1",
-        "(weight bytes + KV bytes of a decode step) / time of a step / measured copy bandwidth",
+        "mbu/2",
+        "(bytes of the weights that a decode step uses, of the KV that it sees and of its states) "
+        "/ time of a step / measured copy bandwidth",
     ),
     _row(
         "mfu",
         "1",
         "higher",
-        "mfu/2",
+        "mfu/3",
         "model FLOPs of the decode step (of a Prefill: of the prompt) / time / measured "
         "dense matmul rate",
     ),
@@ -164,7 +168,7 @@ _USE = (
         "prefill_mfu",
         "1",
         "higher",
-        "prefill_mfu/2",
+        "prefill_mfu/3",
         "model FLOPs of the prompt, the output head at its last position / TTFT / measured dense "
         "matmul rate",
     ),
@@ -183,8 +187,17 @@ _MEMORY = (
         "memory.peak",
         "B",
         "lower",
-        "peak/1",
-        "peak allocated over the measured region; on a CPU the growth of the worker's RSS",
+        "peak/2",
+        "peak allocated over the measured region, weights included; on a CPU the high-water mark "
+        "of the process that holds the model",
+        tolerance=0.01,
+    ),
+    _row(
+        "memory.growth",
+        "B",
+        "lower",
+        "growth/1",
+        "what the peak of the measured region is above what was there before it",
         tolerance=0.01,
     ),
     _row(

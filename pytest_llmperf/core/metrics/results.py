@@ -24,7 +24,7 @@ Quantity = Estimate | NotMeasurable
 Times = Latencies | NotMeasurable
 
 Missing = Callable[[str, str], object]
-_GAUGES = ("weights", "peak", "reserved", "process", "device", "kv_cache")
+_GAUGES = ("weights", "peak", "growth", "reserved", "process", "device", "kv_cache")
 
 
 class Memory(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False):
@@ -35,6 +35,7 @@ class Memory(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False)
 
     weights: Quantity
     peak: Quantity
+    growth: Quantity
     reserved: Quantity
     process: Quantity
     device: Quantity
@@ -141,10 +142,8 @@ class RunResult(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=Fal
         known = [leaf for leaf, _ in leaves()]
         canonical = ALIASES.get(name, name)
         if canonical not in known:
-            raise UsageError(
-                f"metric {name!r} is not known.{did_you_mean(name, known)} "
-                f"Metrics: {', '.join(known)}."
-            )
+            near = did_you_mean(name, known, otherwise=f"Metrics: {', '.join(known)}.")
+            raise UsageError(f"metric {name!r} is not known.{near}")
         quantity: object = self
         for part in canonical.split("."):
             quantity = getattr(quantity, part)

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pytest_llmperf.core.format import format_value
+from pytest_llmperf.core.misspelt import Suggests
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.processes import ALIKE, Processes, center_interval
 from pytest_llmperf.errors import NotMeasured, UsageError
@@ -38,7 +39,7 @@ class _Judge(Protocol):
         """Divide two estimates."""
 
 
-class Estimate(Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=True):
+class Estimate(Suggests, Struct, frozen=True, kw_only=True, eq=False, repr_omit_defaults=True):
     """A measured quantity with its interval.
 
     `samples` are kept where the value is their center (`statistic` "median"), so that two estimates

@@ -175,10 +175,18 @@ def _snapshot(plan: LoadPlan) -> Path:
 
 def _not_to_be_had(ref: ModelRef, error: Exception) -> str:
     return (
-        f"model {ref.name!r}: {ref.location} is neither in the cache {constants.HF_HUB_CACHE} "
-        f"nor could be downloaded: {str(error).strip()} Check the id and the network, "
-        "download it where there is one, or name a local folder."
+        f"model {ref.name!r}: there is no folder of that name, no snapshot of it in "
+        f"{constants.HF_HUB_CACHE}, and it could not be downloaded ({_reason(error)}). Check the "
+        "name and the network, download it where there is one, or name a local folder."
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line why the Hub gave nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first, *rest = lines or [type(error).__name__]
+    why = next((line for line in rest if "ot Found" in line), "")
+    return " ".join((first.removeprefix("Got: "), why)).strip(" .")
 
 
 def _download(ref: ModelRef) -> Path:

@@ -17,11 +17,15 @@ from packaging.requirements import Requirement
 
 from pytest_llmperf.core.plan import ModelRef
 from pytest_llmperf.engines import EngineRow
-from pytest_llmperf.engines.models.names import BUILTIN
+from pytest_llmperf.engines.models.architectures import BUILTIN
 from pytest_llmperf.errors import did_you_mean
 
 _FOLDERS_OF_MODELS = frozenset({"models", "model", "checkpoints", "checkpoint", "weights"})
 """What projects call the folder that their models lie in; no organization has these names."""
+
+
+_TRUE = frozenset({"1", "ON", "YES", "TRUE"})
+"""What huggingface_hub takes for yes in its environment."""
 
 
 def missing_package(row: EngineRow) -> str | None:
@@ -38,12 +42,14 @@ def missing_package(row: EngineRow) -> str | None:
     )
 
 
-def missing_model(model: ModelRef) -> str | None:
-    """Say in one line why a model cannot be found here; None where nothing is known against it.
+def missing_model(model: ModelRef, row: EngineRow) -> str | None:
+    """Say in one line why an engine cannot find a model here; None if nothing is known against it.
 
-    A model of the Hub is not looked for.
+    A model of the Hub is looked for in the local cache, where the Hub may not be asked.
     """
-    look = {"builtin": _missing_builtin, "factory": _missing_factory, "hub": _missing_folder}
+    if model.kind == "hub":
+        return _missing_folder(model) or _missing_snapshot(model) if row.reads_hub else None
+    look = {"builtin": _missing_builtin, "factory": _missing_factory}
     return look[model.kind](model) if model.kind in look else None
 
 
@@ -71,13 +77,37 @@ def _missing_builtin(model: ModelRef) -> str | None:
 def _missing_folder(model: ModelRef) -> str | None:
     """Say that a folder is not there, where a name reads like a folder's and not like a Hub id."""
     parent, _, name = model.location.partition("/")
-    if parent.lower() not in _FOLDERS_OF_MODELS or not os.path.isdir(parent):  # noqa: PTH112
+    if parent.lower() not in _FOLDERS_OF_MODELS:
         return None
-    near = did_you_mean(name, os.listdir(parent))  # noqa: PTH208 - as in `names`
+    siblings = os.listdir(parent) if os.path.isdir(parent) else []  # noqa: PTH112, PTH208
+    near = did_you_mean(name, siblings)
     suggestion = near.replace("'", f"'{parent}/", 1)
     return (
         f"model {model.name!r}: there is no folder {Path(model.location).absolute()}.{suggestion}"
     )
+
+
+def _missing_snapshot(model: ModelRef) -> str | None:
+    """Say that a model is not in the cache of the Hub, where the environment forbids to ask it."""
+    offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE", "")
+    folder = _hub_cache() / f"models--{model.location.replace('/', '--')}" / "snapshots"
+    if offline.upper() not in _TRUE or folder.is_dir():
+        return None
+    return (
+        f"model {model.name!r}: there is no folder of that name, no snapshot of it in "
+        f"{_hub_cache()}, and HF_HUB_OFFLINE forbids to download it. Download it where there is a "
+        f"network ('hf download {model.location}'), or name a local folder."
+    )
+
+
+def _hub_cache() -> Path:
+    """Return the folder in which huggingface_hub keeps what it has downloaded."""
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if folder := os.environ.get(variable):
+            return Path(folder).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{caches}/huggingface"
+    return Path(home).expanduser() / "hub"
 
 
 def _missing_factory(model: ModelRef) -> str | None:

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from pytest_llmperf.errors import WorkerError
 
 FORMAT = "pytest-llmperf reference 2"
+_NOT_OURS = (KeyError, IndexError, TypeError, ValueError, RecursionError)
+"""What a file of another content under our name raises."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ReferenceFile:
                     rounding=_rounding(json.loads(metadata["rounding"])),
                     vocab_size=file.get_slice("logits").get_shape()[-1],
                 )
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, *_NOT_OURS) as error:
             raise WorkerError(
                 f"reference file {path} cannot be read: {error}. Delete it; it is made again."
             ) from error

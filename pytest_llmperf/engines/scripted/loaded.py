@@ -168,10 +168,8 @@ class ScriptedModel:
         known = (*loaded, "base")
         for name in names:
             if name not in known:
-                raise UsageError(
-                    f"adapter {name!r} is not loaded.{did_you_mean(name, known)} "
-                    f"There are: {', '.join(known)}."
-                )
+                near = did_you_mean(name, known, otherwise=f"There are: {', '.join(known)}.")
+                raise UsageError(f"adapter {name!r} is not loaded.{near}")
         self._claims.using = tuple(dict.fromkeys(names)) or loaded[:1]
         return self._claims.using
 

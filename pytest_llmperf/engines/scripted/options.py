@@ -80,6 +80,7 @@ class ScriptedOptions:
     are others. A run takes `cpu_s_per_token` of CPU time for each output token, whatever the clock
     does (None: it cannot be read). Other programs use the share `others` of the cores meanwhile.
 
+    `correlation` is the lag-1 autocorrelation of the noise from run to run of one process.
     `process` is how much processes differ: each time that the model is loaded, its times get a
     log-normal factor of this spread.
 
@@ -90,6 +91,7 @@ class ScriptedOptions:
     ttft_s: float = 0.05
     tpot_s: float = 0.01
     noise: float = 0.0
+    correlation: float = 0.0
     process: float = 0.0
     warmup: int = 0
     load_s: float = 1.0
@@ -156,10 +158,8 @@ def _split(item: str) -> tuple[set[str], str, str]:
             f"Write key=value; options: {', '.join(_READERS)}."
         )
     if name not in _READERS:
-        raise UsageError(
-            f"scripted model option {name!r} is not known.{did_you_mean(name, _READERS)} "
-            f"Options: {', '.join(_READERS)}.",
-        )
+        near = did_you_mean(name, _READERS, otherwise=f"Options: {', '.join(_READERS)}.")
+        raise UsageError(f"scripted model option {name!r} is not known.{near}")
     return set(condition.split("+")) if condition else set(), name, value
 
 
@@ -232,10 +232,9 @@ def _fault(text: str) -> tuple[Fault, ...]:
 
 def _require_known(noun: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        raise ValueError(
-            f"{noun} {name!r} is not known.{did_you_mean(name, known)} "
-            f"{noun.capitalize()}s: {', '.join(known)}"
-        )
+        all_names = f"{noun.capitalize()}s: {', '.join(known)}"
+        near = did_you_mean(name, known, otherwise=all_names)
+        raise ValueError(f"{noun} {name!r} is not known.{near}")
 
 
 def _lie(text: str) -> tuple[tuple[str, str], ...]:
@@ -253,6 +252,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "ttft": ("ttft_s", _time_s),
     "tpot": ("tpot_s", _time_s),
     "noise": ("noise", float),
+    "correlation": ("correlation", _share),
     "process": ("process", float),
     "warmup": ("warmup", _count),
     "load": ("load_s", _time_s),

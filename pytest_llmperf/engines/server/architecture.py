@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.folder import architecture_folder
-from pytest_llmperf.engines.models.names import ARCHITECTURES
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES
 from pytest_llmperf.errors import LoadError
 
 SUFFIX = "-served"

@@ -102,7 +102,7 @@ class RequestOutcome:
             failure=self.failure or (None if events else "no token came"),
             t_sent_ns=self.sent_ns,
             t_end_ns=self.end_ns,
-            n_cached_tokens=self.answer.n_cached if self.answer is not None else 0,
+            n_cached_tokens=(self.answer.n_cached or 0) if self.answer is not None else 0,
             t_last_ns=self.answer.t_last_ns if self.answer is not None else 0,
             untimed=self.answer.untimed if self.answer is not None else "",
         )

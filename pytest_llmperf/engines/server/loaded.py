@@ -29,6 +29,7 @@ from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, generate, version_of
 from pytest_llmperf.engines.server.introspection import require_same_model
 from pytest_llmperf.engines.server.prompts import Prompt
+from pytest_llmperf.engines.server.proof.questions import NOTHING, prove
 from pytest_llmperf.engines.server.running import Server, ServerLoop
 from pytest_llmperf.engines.server.source import ModelSource
 from pytest_llmperf.engines.server.stream import Answer
@@ -73,6 +74,7 @@ class ServedModel:
         self._source = source
         self._loop = ServerLoop(server, runner)
         self._requests = Requests(server, source)
+        self._proof = NOTHING
         self._counted = ""
         self._closed = False
         self.load_s = 0.0
@@ -93,6 +95,10 @@ class ServedModel:
             )
         self._require_model([outcome])
 
+    def prove(self) -> None:
+        """Ask for the server's settings, and probe what it does not say. Raises NotInEffect."""
+        self._proof = prove(self._server, self._requests, self._loop)
+
     def opened(self) -> ModelFacts:
         """Return what answers; it loads from the start of its command to its first answer.
 
@@ -105,11 +111,16 @@ class ServedModel:
             load_s=self.load_s,
             content_hash=self._source.content_hash,
             vocab_size=0 if tokenizer is None else tokenizer.get_vocab_size(),
-            versions={"server": self._server.facts.get("version", "unknown")},
+            versions=self._versions(),
             device_name=device_name(self._plan.device, facts),
             device_facts=facts,
             memory=self._memory(),
         )
+
+    def _versions(self) -> dict[str, str]:
+        facts = self._server.facts
+        image = {"image": facts["image"]} if "image" in facts else {}
+        return {"server": facts.get("version", "unknown"), **image}
 
     def describe(self) -> Description:
         """Return what the server says of itself."""
@@ -128,7 +139,7 @@ class ServedModel:
         calls = self._requests.of_batch(workload, repetition)
         client = self._requests.client(self._server.options.timeout_s)
         sending = self._loop.between_metrics(client.together(calls))
-        (outcomes, samples), marks, cpu_s = self._loop.watched(sending)
+        (outcomes, samples), marks, cpu_s, gauges = self._loop.watched(sending)
         self._require_answers(outcomes)
         marks += self._checked(outcomes, fixed=True)
         require_no_hits(
@@ -144,8 +155,10 @@ class ServedModel:
                 **self._cpu_time(cpu_s),
             ),
             step=None,
+            telemetry=gauges,
             prompts_hash=_hash(call.body for call in calls),
             outputs_hash=_hash(_texts(outcomes)),
+            answers=tuple(text.decode() for text in _texts(outcomes)),
         )
 
     def serve(self, workload: Serve, repetition: int, program: str = "") -> ServingRun:
@@ -158,12 +171,16 @@ class ServedModel:
         client = self._requests.client(workload.timeout)
         call = self._requests.of_traffic(workload, repetition)
         sending = self._loop.sampled(send(client, workload, call))
-        (run, samples), marks, cpu_s = self._loop.watched(sending)
+        (run, samples), marks, cpu_s, gauges = self._loop.watched(sending)
         marks += self._checked(run.outcomes, fixed=self._is_fixed(workload))
         trace = _serving_trace(run, samples, self._cpu_time(cpu_s))
         require_no_hits(trace.requests, trace.server, allowed=workload.prefix_cache)
         return ServingRun(
-            trace=trace, marks=tuple(marks), samples=tuple(samples), counted=self._counted
+            trace=trace,
+            marks=tuple(marks),
+            samples=tuple(samples),
+            counted=self._counted,
+            telemetry=gauges,
         )
 
     def _generated(self, workload: Serve, repetition: int, program: Path) -> ServingRun:
@@ -171,7 +188,7 @@ class ServedModel:
         generator = GENERATORS[workload.generator]
         job = self._requests.of_generator(generator, workload, repetition, program)
         generating = self._loop.sampled(generate(generator, job))
-        (traces, samples), marks, cpu_s = self._loop.watched(generating)
+        (traces, samples), marks, cpu_s, gauges = self._loop.watched(generating)
         trace = ServingTrace(
             requests=traces,
             server=server_metrics.summarized(samples),
@@ -183,7 +200,11 @@ class ServedModel:
             require_length_of_all(traces, workload.max_new_tokens)
         require_no_hits(traces, trace.server, allowed=workload.prefix_cache)
         return ServingRun(
-            trace=trace, marks=tuple(marks), samples=tuple(samples), counted="generator"
+            trace=trace,
+            marks=tuple(marks),
+            samples=tuple(samples),
+            counted="generator",
+            telemetry=gauges,
         )
 
     def _is_fixed(self, workload: Serve) -> bool:
@@ -287,7 +308,7 @@ class ServedModel:
 
     def _effective(self) -> Effective:
         server = self._server
-        dtype = server.facts.get("dtype", "")
+        dtype = server.facts.get("dtype", "") or self._proof.dtype
         source = masked(server.base if server.child is None else " ".join(server.child.command))
         statement = (
             f"the server says that it runs in {dtype}"
@@ -310,7 +331,8 @@ class ServedModel:
             padding_side="",
             device=self._plan.device,
             reported_dtype=dtype,
-            notes=(source, statement),
+            notes=(source, statement, *self._proof.notes),
+            server_settings=self._proof.settings,
         )
 
     def _memory(self) -> MemoryGauges:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from pytest_llmperf.cache_folder import cache_dir
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.models.architectures import BUILTIN, Builtin
 from pytest_llmperf.engines.models.checkpoint_files import model_files
-from pytest_llmperf.engines.models.content import cache_dir, file_sha256, hash_files, hash_value
-from pytest_llmperf.engines.models.names import BUILTIN, Builtin
+from pytest_llmperf.engines.models.content import file_sha256, hash_files, hash_value
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
 from pytest_llmperf.errors import LoadError, UsageError

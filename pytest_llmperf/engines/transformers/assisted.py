@@ -76,6 +76,7 @@ class AssistedLoop(GenerateLoop):
         self.name = f"generate, assisted by {plan.assist}"
         self._source = str(plan.assist)
         self._assistant = assistant
+        self._assistant_bytes = 0
         self._tokens = _tokens(plan, FROM_TEXT if assistant is None else BY_MODEL)
         if assistant is not None:
             assistant.generation_config = _constant_proposals(self._tokens, pad)
@@ -176,7 +177,9 @@ class AssistedLoop(GenerateLoop):
         if self._assistant is None or proposals.assistant_forwards == 0:
             return 0.0
         cache = cache_seen(proposals.generator.assistant_kwargs["past_key_values"])
-        per_forward = weight_bytes_read(self._assistant, 1) + cache.bytes_per_position * positions
+        if not self._assistant_bytes:
+            self._assistant_bytes = weight_bytes_read(self._assistant, 1)
+        per_forward = self._assistant_bytes + cache.bytes_per_position * positions
         return proposals.assistant_forwards * per_forward
 
 

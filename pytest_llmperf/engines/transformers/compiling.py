@@ -5,6 +5,8 @@ Counters prove what was compiled and captured.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +88,9 @@ class CompileOptions:
 
 def compile_options(plan: LoadPlan, device: torch.device, *, static: bool) -> CompileOptions:
     """Return the options of `plan`. Raises UsageError for a knob or choice that does not exist."""
+    # Without it, inductor starts a pool of compilers before it knows whether it needs one: each
+    # imports torch while the model is measured. A process that finds its kernels needs none.
+    os.environ.setdefault("TORCH_WARM_POOL", "0")
     mode = plan.compile or "default"
     if static and mode == "default" and device.type == "cuda":
         mode = "max-autotune"
@@ -192,6 +197,18 @@ def _warm_up(work: Callable[[], Tensor], rewind: Callable[[], None]) -> None:
     for _ in range(WARM_UPS):
         rewind()
         work()
+
+
+def end_compilers() -> None:
+    """End inductor's pools of compilers, which would otherwise be waited for at the exit."""
+    async_compile: Any = sys.modules.get("torch._inductor.async_compile")
+    if async_compile is None:
+        return
+    # torch offers the waiting only.
+    for pool in async_compile._pool_set:  # noqa: SLF001
+        process = getattr(pool, "process", None)
+        if process is not None:
+            process.kill()
 
 
 def cudagraph_skips() -> int:

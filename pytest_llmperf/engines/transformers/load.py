@@ -17,8 +17,8 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.loading.checkpoint import load_errors, quantized_by
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES
 from pytest_llmperf.engines.models.content import hash_value
-from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.models.padding import padding_id
 from pytest_llmperf.engines.outputs.bounds import embedding_rows
 from pytest_llmperf.engines.transformers.assistants import assistant_plan, require_same_tokens
@@ -34,6 +34,11 @@ from pytest_llmperf.engines.transformers.checkpoint import (
 from pytest_llmperf.engines.transformers.continuous import require_continuous
 from pytest_llmperf.engines.transformers.factory import from_factory
 from pytest_llmperf.engines.transformers.kv_cache import require_cache
+from pytest_llmperf.engines.transformers.observed.unasked import (
+    on_code,
+    on_generation,
+    on_tokenizer,
+)
 from pytest_llmperf.engines.transformers.parallel import build as parallel
 from pytest_llmperf.engines.transformers.parallel import library
 from pytest_llmperf.engines.transformers.parallel.group import Grid, join
@@ -55,7 +60,8 @@ class ModelOnDevice:
     `checkpoint_dtype` is torch's name of the dtype it was stored in. `conversion` says which linear
     layers were quantized, if the plan asked for that; `adapters` are peft's, on the model or merged
     into it; `assistant` proposes tokens to it. `cut` says what this rank holds of a model that
-    several ranks share. `not_read` says what lies beside the model and was not read.
+    several ranks share. `not_read` says what lies beside the model and was not read, `unasked` what
+    its loader decided by itself.
     """
 
     model: Any
@@ -73,6 +79,7 @@ class ModelOnDevice:
     conversion: Conversion | None = None
     cut: parallel.Cut | None = None
     not_read: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
 
     @property
     def vocab_size(self) -> int:
@@ -108,6 +115,7 @@ def _transformed(
         _require_plain(plan, source.model.config)
     model = _for_inference(source.model)
     tokenizer = _left_padded(source.tokenizer)
+    unasked = (*source.unasked, *_unasked(model, tokenizer))
     _neutral_generation(model, tokenizer)
     # Pruning comes first: quantized weights cannot be ranked, and merged adapters fill the zeros.
     pruned = prune(model, tokenizer, plan, device)
@@ -125,7 +133,12 @@ def _transformed(
         pruned=pruned,
         adapters=adapters,
         not_read=source.not_read,
+        unasked=unasked,
     )
+
+
+def _unasked(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
+    return (*on_generation(model), *on_code(model), *on_tokenizer(model, tokenizer))
 
 
 def _require_packages(plan: LoadPlan) -> None:

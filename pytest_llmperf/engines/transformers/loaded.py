@@ -30,10 +30,15 @@ from pytest_llmperf.engines.outputs.next_tokens import top_tokens
 from pytest_llmperf.engines.outputs.requests import matrix
 from pytest_llmperf.engines.outputs.scorer import Scorer
 from pytest_llmperf.engines.transformers import effective
-from pytest_llmperf.engines.transformers.accounting.cost import step_cost
+from pytest_llmperf.engines.transformers.accounting.cost import attention_divided, step_cost
+from pytest_llmperf.engines.transformers.accounting.forward_pass import (
+    EverythingOnce,
+    Passed,
+    one_token,
+)
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.batches import trace_of as trace_of_requests
-from pytest_llmperf.engines.transformers.compiling import cudagraph_skips
+from pytest_llmperf.engines.transformers.compiling import cudagraph_skips, end_compilers
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
@@ -41,12 +46,12 @@ from pytest_llmperf.engines.transformers.parallel.group import leave
 from pytest_llmperf.engines.transformers.positions import Positions, counted_positions
 from pytest_llmperf.engines.transformers.runner import Runner
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.ceilings import measure_ceilings
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.instruments.ranks import ranks_on_this_host
 from pytest_llmperf.instruments.telemetry import Telemetry
 from pytest_llmperf.instruments.torch_runtime import (
     DeviceRuntime,
-    measure_ceilings,
     measure_energy,
     out_of_memory_named,
 )
@@ -70,6 +75,7 @@ class TransformersModel:
         self._graphs_before, self._skips_before = graphs_compiled(), cudagraph_skips()
         self._runner = Runner(loaded, self._runtime, self._vocabulary)
         self._effective = effective.describe(loaded)
+        self._passed: Passed | None = None
 
     def opened(self) -> ModelFacts:
         """Return what was loaded, and the device it is on."""
@@ -189,6 +195,7 @@ class TransformersModel:
         """Drop the model and everything compiled for it."""
         vars(self).clear()
         leave()
+        end_compilers()
         torch._dynamo.reset()  # noqa: SLF001  # compiled graphs hold the weights
         gc.collect()
         if torch.cuda.is_available():
@@ -205,7 +212,7 @@ class TransformersModel:
         telemetry = watch.finish()
         return TimedRun(
             trace=_trace_of(decoded, batch, repetition, telemetry),
-            step=self._step_cost(decoded, batch.ids.shape[0]),
+            step=self._with_other_matrices(self._step_cost(decoded, batch.ids.shape[0])),
             telemetry=telemetry.gauges | _proposals(decoded),
             prompts_hash=ids_hash(batch.ids),
             outputs_hash=ids_hash(decoded.tokens),
@@ -259,14 +266,31 @@ class TransformersModel:
         )
 
     def _step_cost(self, decoded: Decoded, batch: int) -> StepCost:
-        cost = step_cost(self._loaded.model, decoded.cache, batch, self._effective.compute_dtype)
+        compute_dtype = self._effective.compute_dtype
+        passed = self._one_token()
+        cost = step_cost(self._loaded.model, decoded.cache, batch, compute_dtype, passed)
         if decoded.assisted is not None:
             per_step = decoded.assisted.bytes_read / decoded.assisted.forwards
             cost = structs.replace(cost, assistant_bytes_read=per_step)
         if self._runner.grid is not None:
-            per_rank = cost.attention_flops_per_token_per_position / self._runner.grid.along("tp")
-            cost = structs.replace(cost, attention_flops_per_token_per_position=per_rank)
+            cost = attention_divided(cost, self._runner.grid.along("tp"))
         return self._with_adapters(cost)
+
+    def _one_token(self) -> Passed:
+        """Return what one token goes through; it is run once.
+
+        Of a model that is cut or lies elsewhere all is counted once: its tensors come and go.
+        """
+        if self._passed is None:
+            loaded = self._loaded
+            is_whole = loaded.cut is None and loaded.plan.offload is None
+            self._passed = one_token(loaded.model) if is_whole else EverythingOnce()
+        return self._passed
+
+    def _with_other_matrices(self, cost: StepCost) -> StepCost:
+        """Return the cost with the matrices that a step reads and that are no parameters."""
+        more = self._effective.also_read_bytes
+        return structs.replace(cost, weight_bytes_read=cost.weight_bytes_read + more)
 
     def _with_adapters(self, cost: StepCost) -> StepCost:
         """Return the cost with the one adapter in force, and without those that are not read."""

@@ -107,10 +107,8 @@ class Adapters:
         known = (*self.names, BASE)
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None:
-            near = did_you_mean(unknown, known)
-            raise UsageError(
-                f"adapter {unknown!r} is not loaded.{near} There are: {', '.join(known)}."
-            )
+            near = did_you_mean(unknown, known, otherwise=f"There are: {', '.join(known)}.")
+            raise UsageError(f"adapter {unknown!r} is not loaded.{near}")
 
     def of_row(self, row: int) -> LoRARequest | None:
         """Return what request `row` of a batch goes through; None without an adapter."""

@@ -33,12 +33,12 @@ from pytest_llmperf.engines.vllm.requesting import LOOP, LoadedEngine, Requester
 from pytest_llmperf.engines.vllm.shards import carrier, leave_shared_memory, shards
 from pytest_llmperf.engines.vllm.stepping import Ask, Stepped
 from pytest_llmperf.errors import NotInEffect, UsageError
+from pytest_llmperf.instruments.ceilings import measure_ceilings
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.instruments.ranks import ranks_on_this_host
 from pytest_llmperf.instruments.telemetry import Telemetry
 from pytest_llmperf.instruments.torch_runtime import (
     DeviceRuntime,
-    measure_ceilings,
     measure_energy,
     out_of_memory_named,
 )

@@ -50,8 +50,8 @@ def _options(plan: LoadPlan) -> str | None:
 def _option(name: str, value: object) -> str | None:
     types = OPTIONS.get(name)
     if types is None:
-        near = did_you_mean(name, OPTIONS)
-        return f"option {name!r} is not known.{near} Options: {', '.join(OPTIONS)}."
+        near = did_you_mean(name, OPTIONS, otherwise=f"Options: {', '.join(OPTIONS)}.")
+        return f"option {name!r} is not known.{near}"
     if _has_type(value, types):
         return None
     return f"option {name} = {value!r}: {' or '.join(t.__name__ for t in types)} is needed."

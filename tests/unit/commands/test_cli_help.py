@@ -16,12 +16,15 @@ from click.testing import CliRunner
 from support.history_records import metric, record
 
 from pytest_llmperf.commands import bisecting, calibrating, cli, shared
+from pytest_llmperf.commands.start import init, run
 from pytest_llmperf.history.store import open_store
+from pytest_llmperf.plugin import recording
 
 COMMAND = [sys.executable, "-m", "pytest_llmperf"]
 COMMANDS = sorted(cli.main.commands)
-NOT_JSON = {"schema"}
-"""Its output is JSON without being asked."""
+NOT_JSON = {"schema", "init", "record", "run"}
+"""The output of the first is JSON without being asked; that of the others is pytest's."""
+STARTING = {"bisect", "calibrate", "init", "record", "run"}
 
 
 def examples(name):
@@ -64,7 +67,14 @@ def no_sessions(monkeypatch):
         started.append(arguments)
         return {("test_speed",): [record("r", metrics=(metric(value=14.0 + len(started) / 100),))]}
 
+    def pytest_session(*arguments, **_more):
+        started.append(arguments)
+        return 0
+
     monkeypatch.setattr(calibrating, "run_session", session)
+    monkeypatch.setattr(recording, "_run_session", pytest_session)
+    monkeypatch.setattr(run, "_run_pytest", pytest_session)
+    monkeypatch.setattr(init, "_run_once", pytest_session)
     step = bisecting.Step(
         commit="a" * 40,
         subject="s",
@@ -91,7 +101,7 @@ def test_the_examples_of_every_command_run(project, no_sessions, name):
         assert (word, arguments[0]) == ("llmperf", name)
         done = CliRunner().invoke(cli.main, arguments)
         assert done.exit_code == 0, (line, done.output, done.exception)
-    assert bool(no_sessions) == (name in {"bisect", "calibrate"})
+    assert bool(no_sessions) == (name in STARTING)
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - NOT_JSON))

