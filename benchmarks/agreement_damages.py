@@ -31,19 +31,19 @@ import msgspec
 
 MODEL = "smollm2-135m"
 BATCH = 8
-NEW_TOKENS = 12
+NEW_TOKENS = 8
 UNDAMAGED = "undamaged"
 
 
 ASKED = (0, *range(16, 22), 23)
 """Prompts of the bundled set that are asked: a chat, five in other scripts, two of code."""
-LONGEST = 27
-"""The prompt of more than a thousand tokens, asked where a damage needs one to show."""
+BEHIND = {"": (), "mid": (25,), "long": (27,)}
+"""Prompts of about 290 and 1150 tokens that are asked besides, where a damage needs one."""
 
 
-def subset(prompts: Any, *, longest: bool) -> Any:
+def subset(prompts: Any, besides: str) -> Any:
     """Return the prompts that are asked here."""
-    chosen = (*ASKED, LONGEST) if longest else ASKED
+    chosen = (*ASKED, *BEHIND[besides])
     return msgspec.structs.replace(
         prompts,
         texts=tuple(prompts.texts[i] for i in chosen),
@@ -66,11 +66,10 @@ def held_out(damages: Any) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Bench:
-    """An fp32 model, and the references that it made: of short prompts, and with a long one."""
+    """An fp32 model, and the references that it made: of short prompts, and with longer ones."""
 
     scorer: Any
-    short: str
-    whole: str
+    references: dict[str, str]
 
     @classmethod
     def open(cls, folder: str) -> Bench:
@@ -87,14 +86,14 @@ class Bench:
         full = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
         full.requires_grad_(requires_grad=False)
         scorer = scorer_of(full, tokenizer, "float32")
-        paths = []
-        for longest in (False, True):
-            path = Path(folder) / f"reference-{longest}.safetensors"
-            prompts = subset(PromptSet.bundled("agreement"), longest=longest)
+        references = {}
+        for besides in BEHIND:
+            path = Path(folder) / f"reference-{besides}.safetensors"
+            prompts = subset(PromptSet.bundled("agreement"), besides)
             if not path.exists():
                 make_reference(scorer, prompts, NEW_TOKENS, BATCH, str(path))
-            paths.append(str(path))
-        return cls(scorer, *paths)
+            references[besides] = str(path)
+        return cls(scorer, references)
 
     def compare(self, damage: Any, batch: int = BATCH) -> list[Any]:
         """Compare with the reference: through the loop, or in one pass over the text."""
@@ -102,7 +101,7 @@ class Bench:
         from pytest_llmperf.engines.outputs.rounding import Rounded  # noqa: PLC0415
 
         scorer = self.scorer if damage.decoding else in_one_pass(self.scorer)
-        path = self.whole if damage.long else self.short
+        path = self.references[damage.behind]
         with Rounded():
             return [shortened(row) for row in compare_reference(scorer, path, batch)]
 
@@ -182,7 +181,7 @@ def measure(file: Path, only: str) -> None:
 
 def undamaged(damage: Any) -> Iterator[Any]:
     """Yield 20 variants of the model that is right: its batch, attention, loop and threads."""
-    yield damage(f"{UNDAMAGED}: long", "", _nothing, long=True)
+    yield damage(f"{UNDAMAGED}: long", "", _nothing, behind="long")
     yield damage(f"{UNDAMAGED}: its loop", "", _nothing, decoding=True)
     for batch in (1, 2, 3, 4, 5, 6, 8):
         yield damage(f"{UNDAMAGED}: batch {batch}", str(batch), _nothing)

@@ -48,13 +48,24 @@ from damages import (
 
 DAMAGES = (
     *(
-        Damage(f"positions from {n} on, + {by}", "positions", beyond(n, by), long=n > 64)
-        for n, by in ((64, 1), (96, 1), (128, 1), (256, 1), (512, 1), (1024, 1), (96, 100))
+        Damage(f"positions from {n} on, + {by}", "positions", beyond(n, by), behind=behind)
+        for n, by, behind in (
+            (64, 1, "mid"),
+            (96, 1, "mid"),
+            (128, 1, "mid"),
+            (256, 1, "mid"),
+            (512, 1, "long"),
+            (1024, 1, "long"),
+            (96, 100, "mid"),
+        )
     ),
     Damage("positions x 1.05", "positions", positions(lambda ids: ids * 1.05)),
     Damage("positions / 2", "positions", positions(lambda ids: ids / 2)),
     Damage(
-        "positions in bf16", "positions", positions(lambda ids: ids.bfloat16().float()), long=True
+        "positions in bf16",
+        "positions",
+        positions(lambda ids: ids.bfloat16().float()),
+        behind="mid",
     ),
     Damage("RoPE theta x 1.5", "positions", theta(1.5)),
     Damage("RoPE theta x 10", "positions", theta(10)),
@@ -141,9 +152,9 @@ DAMAGES = (
     Damage("layer 14 left out", "heads", skipped(14)),
     Damage("layer 15 GELU for SiLU", "heads", gelu(range(15, 16))),
     Damage("GELU for SiLU", "heads", gelu(range(30))),
-    Damage("window of 64", "mask", attention(lambda *a: windowed(64, *a)), long=True),
-    Damage("window of 256", "mask", attention(lambda *a: windowed(256, *a)), long=True),
-    Damage("window of 1024", "mask", attention(lambda *a: windowed(1024, *a)), long=True),
+    Damage("window of 64", "mask", attention(lambda *a: windowed(64, *a)), behind="mid"),
+    Damage("window of 256", "mask", attention(lambda *a: windowed(256, *a)), behind="mid"),
+    Damage("window of 1024", "mask", attention(lambda *a: windowed(1024, *a)), behind="long"),
     Damage("first token unseen", "mask", attention(blind_to_first)),
     Damage(
         "decoded positions + 1", "decoding", decoded_positions(lambda ids: ids + 1), decoding=True
@@ -157,7 +168,7 @@ DAMAGES = (
     Damage("value before is stale", "decoding", cache(stale), decoding=True),
     Damage("values older than 32 are 0", "decoding", cache(forgets(32)), decoding=True),
     Damage("8 prompt values lost", "decoding", cache(loses_prompt), decoding=True),
-    Damage("cache wraps at 512", "decoding", cache(wraps(512)), decoding=True, long=True),
+    Damage("cache wraps at 512", "decoding", cache(wraps(512)), decoding=True, behind="long"),
     Damage("cache in 4 bits", "decoding", cache(coarse(4)), decoding=True),
     Damage("cache in 6 bits", "decoding", cache(coarse(6)), decoding=True),
     Damage("one token for ever", "decoding", one_token_for_ever, decoding=True),

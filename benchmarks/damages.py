@@ -24,14 +24,15 @@ Undo = contextlib.AbstractContextManager[None]
 class Damage(NamedTuple):
     """A way to break a model.
 
-    `decoding` ones show behind a cache alone; `long` ones in a text of a thousand tokens.
+    `decoding` ones show behind a cache alone. `behind` says how long a text has to be for it to
+    show: a short one, "mid" or "long".
     """
 
     name: str
     family: str
     apply: Callable[[Any, Any], Undo]
     decoding: bool = False
-    long: bool = False
+    behind: str = ""
 
 
 @contextlib.contextmanager
