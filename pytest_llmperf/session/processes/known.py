@@ -148,7 +148,7 @@ def _calibrated(floors: Iterable[Calibrated], record: Record) -> Known:
     """Return the spreads that `llmperf calibrate` measured of this, by metric."""
     return {
         floor.metric.partition(".")[0]: KnownSpread(
-            spread=floor.spread,
+            spread=floor.apart,
             freedom=floor.sessions - 1,
             source=f"llmperf calibrate, {floor.sessions} sessions",
         )
