@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,15 +20,27 @@ from pytest_llmperf.core.format import (
 from pytest_llmperf.core.record import TOOK, speed_metric
 from pytest_llmperf.core.recorded_ratio import recorded_ratio
 from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.report.before_after import HEADER as BEFORE_AFTER
+from pytest_llmperf.report.before_after import cells as before_after_cells
 from pytest_llmperf.report.fastest import top1_agreement
 from pytest_llmperf.report.run_names import brief_names, full_names
 from pytest_llmperf.report.table import Column, display_width, telling_width
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.change import Change
     from pytest_llmperf.core.record import MetricValue, Record
 
 _STATUS = {"passed": "PASS", "failed": "FAIL", "pass": "PASS", "fail": "FAIL"}
 _REFERENCE = "ref"
+RATIO = "ratio"
+"""Stands for the ratio of two speeds among the metrics that claims are about."""
+
+TOP1 = "top1"
+_ASSERTED_RANK = 93
+_ELSEWHERE = frozenset({"throughput", "prefill_throughput", TOP1, RATIO})
+"""What has a column of its own that is no metric's."""
+
+_SPEED_RATIO = re.compile(r"^(?:prefill_)?throughput of \S+ is [\d.e+-]+x ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +112,19 @@ def _span(seconds: float) -> str:
     return format_duration(seconds) if seconds >= 1 else "<1 s"
 
 
-def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Column]:
+def columns(
+    records: Sequence[Record], width: int, changes: Sequence[Change] = (), *, verbose: bool
+) -> list[Column]:
     """Return all columns that have something to say, the status last.
 
-    Cells are in the order of the records.
-
-    The wider the terminal (`width`), the less the names are shortened.
+    Cells are in the order of the records. What tests assert comes first, after what a run was
+    before and after. The wider the terminal (`width`), the less the names are shortened.
     """
     verdicts = tuple(status(record.outcome) for record in records)
+    before_after = before_after_cells(records, changes)
     all_columns = [
         *_identity_columns(records, width),
+        Column(header=BEFORE_AFTER, cells=before_after, rank=95),
         *_number_columns(records, verbose=verbose),
         Column(header="took", cells=tuple(map(took, records)), rank=87, right=True),
         Column(header="verdict", cells=verdicts, rank=None),
@@ -119,13 +135,17 @@ def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Col
 def _number_columns(records: Sequence[Record], *, verbose: bool) -> list[Column]:
     """Return speed, metrics, agreement and ratio; more of them if `verbose`."""
     speeds = _throughputs(records, brackets=verbose)
-    agreements = tuple(map(_agreement, records))
-    ratios = _ratios(records, intervals=verbose)
+    asserted = asserted_metrics(records)
+    metrics = _metric_columns(records, asserted, verbose=verbose)
+    others = {
+        TOP1: _other_column("top-1", tuple(map(_agreement, records)), 75, TOP1 in asserted),
+        RATIO: _other_column("ratio", _ratios(records, intervals=verbose), 55, RATIO in asserted),
+    }
+    by_name = metrics | others
     number_columns = [
         Column(header="tok/s", cells=speeds, rank=None, right=True),
-        *(_metric_column(metric, records) for metric in METRICS if verbose or not metric.verbose),
-        Column(header="top-1", cells=agreements, rank=75, right=True),
-        Column(header="ratio", cells=ratios, rank=55, right=True),
+        *(by_name[name] for name in asserted if name in by_name),
+        *(column for name, column in by_name.items() if name not in asserted),
     ]
     if verbose:
         n_samples = tuple(map(_n_samples, records))
@@ -133,6 +153,40 @@ def _number_columns(records: Sequence[Record], *, verbose: bool) -> list[Column]
         processes = tuple(map(processes_text, records))
         number_columns.append(Column(header="processes", cells=processes, rank=29, right=True))
     return number_columns
+
+
+def asserted_metrics(records: Sequence[Record]) -> list[str]:
+    """Return the metrics that the tests' claims are about, and RATIO, in their order.
+
+    A claim begins with what it is about: 'ttft.p50 of bf16 is …'.
+    """
+    claims = [claim.text for record in records for claim in record.claims]
+    names = dict.fromkeys(text.partition(" of ")[0] for text in claims)
+    ratios = [RATIO] if any(_SPEED_RATIO.search(text) for text in claims) else []
+    known = {name for record in records for name in (*_metrics(record), TOP1)}
+    return [*(name for name in names if name in known), *ratios]
+
+
+def _metric_columns(
+    records: Sequence[Record], asserted: Sequence[str], *, verbose: bool
+) -> dict[str, Column]:
+    """Return the columns of metrics: those of the table, and those that tests assert."""
+    shown = {column.metric: column for column in METRICS}
+    names = [column.metric for column in METRICS if verbose or not column.verbose]
+    names += [name for name in asserted if name not in (*names, *_ELSEWHERE)]
+    return {
+        name: _metric_column(
+            shown.get(name) or MetricColumn(header=name, metric=name, rank=0),
+            records,
+            rank=_ASSERTED_RANK if name in asserted else None,
+        )
+        for name in names
+    }
+
+
+def _other_column(header: str, cells: tuple[str, ...], rank: int, is_asserted: bool) -> Column:
+    rank = _ASSERTED_RANK if is_asserted else rank
+    return Column(header=header, cells=cells, rank=rank, right=True)
 
 
 def _says_something(column: Column) -> bool:
@@ -144,7 +198,8 @@ def _identity_columns(records: Sequence[Record], width: int) -> list[Column]:
     names = brief_names(records)
     strategies = tuple(record.strategy for record in records)
     workloads = tuple(record.workload_text for record in records)
-    name_floor = telling_width(names, width // 6, width // 4)
+    # A name that is whole can be pasted behind -k: other columns give way first.
+    name_floor = max(1, width // 2)
     strategy_floor = telling_width(strategies, width // 10, width // 3)
     return [
         Column(header="test", cells=full_names(records), brief=names, rank=None, floor=name_floor),
@@ -165,7 +220,7 @@ def _engine_column(records: Sequence[Record]) -> list[Column]:
 def legend(visible: Sequence[Column], records: Sequence[Record], *, verbose: bool) -> str:
     """Return what the headers mean, for those that are there."""
     headers = {column.header for column in visible}
-    parts = [_throughput_legend(records, "the" if verbose else "the farther end of the")]
+    parts = [_throughput_legend(records, wider_side="" if verbose else " (wider side)")]
     parts += [metric.explain for metric in METRICS if metric.header in headers and metric.explain]
     if "top-1" in headers:
         parts.append("top-1: positions where the reference's token is the most likely one")
@@ -179,7 +234,22 @@ def left_out(dropped: Sequence[Column], n_runs: int, width: int) -> str:
     if not dropped:
         return ""
     names = ", ".join(_name(column, n_runs) for column in dropped)
-    return f"no room at {width} columns for: {names}"
+    return f"hidden ({width} columns): {names}"
+
+
+def hidden_values(dropped: Sequence[Column], records: Sequence[Record]) -> list[str]:
+    """Return a line for each run with what had no room in the table."""
+    shown = [column for column in dropped if len(set(column.cells)) > 1 or column.right]
+    return [
+        f"{name}: {values}"
+        for row, name in enumerate(full_names(records))
+        if (values := _values_of_row(shown, row))
+    ]
+
+
+def _values_of_row(columns: Sequence[Column], row: int) -> str:
+    cells = ((column.header, " ".join(column.cells[row].split())) for column in columns)
+    return ", ".join(f"{header} {cell}" for header, cell in cells if cell != MISSING)
 
 
 def not_measurable(records: Sequence[Record], visible: Sequence[Column]) -> list[str]:
@@ -256,14 +326,14 @@ def _interval(metric: MetricValue | None, *, brackets: bool) -> str:
     return format_interval(value, value - farther, value + farther)
 
 
-def _throughput_legend(records: Sequence[Record], end: str) -> str:
+def _throughput_legend(records: Sequence[Record], *, wider_side: str) -> str:
     headlines = [value for value in map(_headline, records) if value is not None]
     levels = {
         value.confidence
         for value in headlines
         if value.confidence is not None and value.low is not None
     }
-    interval = f", ± {end} {100 * levels.pop():g} % interval" if len(levels) == 1 else ""
+    interval = f", ± {100 * levels.pop():g} % interval{wider_side}" if len(levels) == 1 else ""
     return f"tok/s: {_counted_tokens(records)}{interval}"
 
 
@@ -276,13 +346,15 @@ def _counted_tokens(records: Sequence[Record]) -> str:
     return "output tokens"
 
 
-def _metric_column(column: MetricColumn, records: Sequence[Record]) -> Column:
+def _metric_column(
+    column: MetricColumn, records: Sequence[Record], rank: int | None = None
+) -> Column:
     def text(metric: MetricValue) -> str:
         return format_value(metric.value or 0.0, metric.unit, column.digits)
 
     values = (_metrics(record).get(column.metric) for record in records)
     cells = tuple(_cell(value, text) for value in values)
-    return Column(header=column.header, cells=cells, rank=column.rank, right=True)
+    return Column(header=column.header, cells=cells, rank=rank or column.rank, right=True)
 
 
 def _cell(value: MetricValue | None, text: Callable[[MetricValue], str]) -> str:
