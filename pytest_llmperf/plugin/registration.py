@@ -64,6 +64,13 @@ def write_benchmark_file(config: pytest.Config, file: str) -> None:
     config.pluginmanager.register(plugin, "llmperf-benchmark-file")
 
 
+def start_json_file(config: pytest.Config, file: str) -> None:
+    """Remove the records of an earlier session from the file of --llmperf-json."""
+    from pytest_llmperf.report.json_lines import start_anew  # noqa: PLC0415
+
+    start_anew(config.rootpath / file)
+
+
 def write_html_file(config: pytest.Config, file: str, store: str) -> None:
     """Write the HTML report at the end."""
     from pytest_llmperf.plugin.files.html import HtmlFile  # noqa: PLC0415
