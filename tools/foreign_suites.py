@@ -46,7 +46,6 @@ SUITES = (
     Suite(project="pytest-subtests", needs=("pytest-xdist",)),
     Suite(project="pytest-env"),
     Suite(project="pytest-datadir"),
-    Suite(project="pytest-lazy-fixtures"),
     Suite(project="pytest-freezer"),
     Suite(project="pytest-recording", needs=("pytest-httpbin", "requests", "yarl")),
     Suite(project="pytest-httpserver", needs=("requests", "toml")),

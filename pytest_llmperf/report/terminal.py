@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.report import summary
+from pytest_llmperf.report import footnotes, summary
 from pytest_llmperf.report.fastest import fastest
 from pytest_llmperf.report.table import Column, Table, display_width, lay_out, showable, take, wrap
 
@@ -191,13 +191,13 @@ def _write_runs(
     dropped = out.table(columns).dropped
     dropped_headers = {column.header for column in dropped}
     visible = [column for column in columns if column.header not in dropped_headers]
-    out.text(summary.legend(visible, records, verbose=verbose), colour=_DIM)
-    out.text(summary.left_out(dropped, len(records), out.width), colour=_DIM)
-    for line in summary.hidden_values(dropped, records) if verbose else ():
+    out.text(footnotes.legend(visible, records, verbose=verbose), colour=_DIM)
+    out.text(footnotes.left_out(dropped, len(records), out.width), colour=_DIM)
+    for line in footnotes.hidden_values(dropped, records) if verbose else ():
         out.text(line, colour=_DIM)
     for line in fastest(records):
         out.text(line)
-    for line in summary.not_measurable(records, visible):
+    for line in footnotes.not_measurable(records, visible):
         out.text(line, colour=_DIM)
 
 
