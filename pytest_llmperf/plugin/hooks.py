@@ -120,7 +120,7 @@ def _register_files(config: pytest.Config) -> None:
     if file := value("html"):
         from pytest_llmperf.plugin.registration import write_html_file  # noqa: PLC0415
 
-        write_html_file(config, file, value("store"))
+        write_html_file(config, file, value)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
