@@ -81,7 +81,7 @@ def _lead(histories: Sequence[History]) -> str:
 
 def _drawn_text(histories: Sequence[History]) -> str:
     n_drawn = sum(map(_is_drawn, histories))
-    return f"{n_drawn} have four sessions or more and are drawn."
+    return f"those of four sessions or more are drawn ({n_drawn})."
 
 
 def _alarm_text(histories: Sequence[History]) -> str:
