@@ -58,7 +58,7 @@ def computes_in(part: str, dtype: str) -> Promise:
 def autocast_is(part: str, dtype: str | None) -> Promise:
     """Promise that forward passes run under autocast to `dtype`, or without it for None."""
     return Promise(
-        f"autocast to {dtype or 'nothing'}",
+        f"autocast to {dtype}" if dtype else "no autocast",
         lambda e: _differs("autocast", e.autocast_dtype, dtype),
         part=part,
     )
