@@ -9,8 +9,8 @@ weights are compared in one pass over the text, which gives the logits of a loop
 those of decoding go through the loop itself. Undamaged variants are the same model in other
 batches, with another attention and other threads.
 
-`judge` applies the default rules to what was kept: limits were chosen on one half of the damages,
-and the figures that count are those of the other half.
+`judge` applies the default rules to what was kept. Limits are to be chosen on one half of the
+damages; the figures that count are those of the other half.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import stdev
 from typing import NamedTuple, Protocol, SupportsFloat
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
@@ -19,6 +20,7 @@ FINEST_KL_NATS, FINEST_SQNR_DB = 1e-6, 70.0
 """What is asked of a dtype whose noise is smaller: sums in another order make as much."""
 PROMPT_MARGIN = 4.0
 """How many times more a single prompt may diverge than all of them do on average."""
+_STANDARD_ERRORS = 4.0
 _EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 """Relative rounding of a dtype; the power of the noise goes with its square."""
 
@@ -102,11 +104,31 @@ def _containment(agreement: Compared, k: float, horizon: float) -> str | None:
 
 
 def _perplexity(agreement: Compared, limit: float, two_sided: float) -> str | None:
+    """Hold the ratio from above, or from both sides.
+
+    With two sides, what four standard errors of so few tokens make is no change.
+    """
     ratio = float(agreement.perplexity_ratio)
-    if ratio <= limit and (not two_sided or ratio >= 1 / limit):
+    if not two_sided:
+        allowed = ratio <= limit
+        return None if allowed else f"perplexity({limit:g}): {ratio:.4g}x that of the reference"
+    widest = max(math.log(limit), _STANDARD_ERRORS * _error_of_log_ratio(agreement))
+    if math.exp(-widest) <= ratio <= math.exp(widest):
         return None
-    sides = ", two_sided" if two_sided else ""
-    return f"perplexity({limit:g}{sides}): {ratio:.4g}x that of the reference"
+    return (
+        f"perplexity({limit:g}, two_sided): {ratio:.4g}x that of the reference, "
+        f"at most {math.exp(widest):.4g}x either way on so many tokens"
+    )
+
+
+def _error_of_log_ratio(agreement: Compared) -> float:
+    """Return the standard error of the mean difference of log-probabilities of all tokens."""
+    gaps = [
+        reference - candidate
+        for row in agreement.prompts
+        for reference, candidate in zip(row.reference_logprob, row.candidate_logprob, strict=True)
+    ]
+    return stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
 
 
 def _kl(agreement: Compared, limit: float) -> str | None:

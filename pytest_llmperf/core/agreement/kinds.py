@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 _CLOSE = "containment: vLLM's `check_logprobs_close`, 5 log-probabilities over 32 tokens"
 _FP8 = "containment: vLLM's fp8 tests, 8 log-probabilities over 4 tokens"
 _NOISE = "noise: that of the dtype on this model, measured when its reference is made"
-_DAMAGES = "limits chosen on one half of benchmarks/damages.py and checked on the other"
+_DAMAGES = "margins chosen here; benchmarks/agreement_damages.py holds them against damages"
 _DAMAGED = "30 % magnitude pruning is rejected"
 _TASK = (
     "and hold its task accuracy too: "

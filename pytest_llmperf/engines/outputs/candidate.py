@@ -85,28 +85,24 @@ class _Candidate:
         dtypes = (self._reference.logits_dtype, self._dtype)
         scored = score(logits, candidate, tokens, dtypes, stored.ends)
         own = _own_tokens(tokens, candidate, None if seen.free is None else seen.free[row])
-        place = first_difference(tokens, own)
-        ranks = _ranks_of_others(place, tokens, own, logits, candidate)
         return PromptComparison(
             index=index,
-            **vars(scored),
-            **self._texts(index, own),
             n_free=len(tokens),
-            first_divergence=place,
-            candidate_rank_in_reference=ranks[0],
-            reference_rank_in_candidate=ranks[1],
+            **vars(scored),
+            **self._about(index, own),
+            **_parting(tokens, own, logits, candidate),
             worst=worst_position(scored, logits, candidate, scorer.token_text),
-            path="" if scorer.unforced else scorer.loop.name,
-            unforced=scorer.unforced,
             reprefill_kl=() if seen.alone is None else divergence_of(seen.alone[row], candidate),
-            rounding_noise=stored.rounding_noise,
-            rounding_kl=stored.rounding_kl,
         )
 
-    def _texts(self, index: int, own: Tensor) -> dict[str, Any]:
-        """Return what a comparison says of its prompt and of both texts."""
+    def _about(self, index: int, own: Tensor) -> dict[str, Any]:
+        """Return what a comparison says of its prompt, of both texts and of its loop."""
         scorer, stored = self._scorer, self._reference.stored
         return {
+            "path": "" if scorer.unforced else scorer.loop.name,
+            "unforced": scorer.unforced,
+            "rounding_noise": stored.rounding_noise,
+            "rounding_kl": stored.rounding_kl,
             "prompt": stored.prompts[index],
             "part": stored.parts[index],
             "n_prompt_tokens": len(stored.rows[index]),
@@ -128,18 +124,20 @@ def _own_tokens(tokens: Tensor, logits: Tensor, free: Tensor | None) -> Tensor:
     return likeliest if place is None else likeliest[: place + 1]
 
 
-def _ranks_of_others(
-    place: int | None, tokens: Tensor, free: Tensor, logits: Tensor, candidate: Tensor
-) -> tuple[int, int] | tuple[None, None]:
-    """Return the candidate's token's rank in the reference, and the other way round, at `place`.
+def _parting(tokens: Tensor, own: Tensor, logits: Tensor, candidate: Tensor) -> dict[str, Any]:
+    """Return where the texts part, and how each side ranks the other's token there.
 
     Up to the first difference both contexts are the same, so the teacher-forced rows [positions,
     vocab] speak about it.
     """
+    place = first_difference(tokens, own)
     if place is None:
-        return None, None
-    in_reference = rank_of(logits[place], int(free[place]))
-    return in_reference, rank_of(candidate[place], int(tokens[place]))
+        return {"first_divergence": None}
+    return {
+        "first_divergence": place,
+        "candidate_rank_in_reference": rank_of(logits[place], int(own[place])),
+        "reference_rank_in_candidate": rank_of(candidate[place], int(tokens[place])),
+    }
 
 
 def first_difference(reference: Tensor, candidate: Tensor) -> int | None:

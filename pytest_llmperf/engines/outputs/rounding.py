@@ -27,8 +27,9 @@ _PRODUCTS = frozenset(
 )
 """Their inputs are rounded too, weights among them.
 
-The operator `@` is not among them: transformers multiplies positions by frequencies with it, which
-it does in float32 whatever a model computes in.
+Neither the operator `@` nor products by element are among them: transformers multiplies positions
+by frequencies with them, in float32 whatever a model computes in. What they give goes into one of
+these, or into a sum.
 """
 _SUMS = frozenset(
     {
@@ -37,10 +38,7 @@ _SUMS = frozenset(
         functional.gelu,
         Tensor.add,
         Tensor.__add__,
-        Tensor.mul,
-        Tensor.__mul__,
         torch.add,
-        torch.mul,
     }
 )
 

@@ -170,7 +170,7 @@ class VllmScorer(Scorer):
 
     requester: Requester | None = None
 
-    def rounded_logits(self, batch: TokenBatch, continuation: Tensor) -> Tensor | None:  # noqa: ARG002
+    def rounded_logits(self, *_of_a_batch: object) -> Tensor | None:
         """Return None: vLLM's kernels cannot be asked to round."""
         return None
 
