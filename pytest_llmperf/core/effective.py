@@ -239,6 +239,8 @@ class Shard(Struct, frozen=True, kw_only=True):
     whole), and `kept_bytes` what of these the split gives every rank in full (norms; nothing under
     FSDP). `largest_layer_bytes` is that of one decoder layer, `load_peak_bytes` the most that was
     allocated while loading (None where the device cannot tell). `holds` says it in words.
+    `left_whole` are the matrices that a tensor-parallel plan leaves whole on every rank, by path,
+    with their bytes; `larger` says of which matrices a rank holds more than its share of the plan.
     """
 
     rank: int
@@ -251,6 +253,8 @@ class Shard(Struct, frozen=True, kw_only=True):
     holds: str
     largest_layer_bytes: int = 0
     load_peak_bytes: int | None = None
+    left_whole: dict[str, int] = {}
+    larger: tuple[str, ...] = ()
 
 
 class ServerSetting(Struct, frozen=True, kw_only=True):

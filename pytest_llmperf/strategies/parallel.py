@@ -105,6 +105,9 @@ def _wrong_backend(effective: Effective, kind: str) -> str | None:
 def _wrong_bytes(effective: Effective, plan: LoadPlan) -> str | None:
     """Return what is wrong where one rank holds too much, or all of them together too little."""
     shards = effective.shards
+    larger = [f"rank {shard.rank}: {text}" for shard in shards for text in shard.larger]
+    if larger:
+        return f"{len(larger)} matrices are larger than their shares, {'; '.join(larger[:3])}"
     model_bytes = max((shard.whole_bytes for shard in shards), default=0)
     is_too_much = any(shard.bytes > most_bytes(shard, plan) for shard in shards)
     all_bytes = sum(shard.bytes for shard in shards)

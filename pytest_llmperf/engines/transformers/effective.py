@@ -37,6 +37,7 @@ from pytest_llmperf.engines.transformers.observed.groups import (
 )
 from pytest_llmperf.engines.transformers.observed.holdings import held_tensors
 from pytest_llmperf.engines.transformers.observed.surroundings import notes_on
+from pytest_llmperf.engines.transformers.parallel.division import described as left_whole
 from pytest_llmperf.engines.transformers.parallel.library import carrier
 from pytest_llmperf.engines.transformers.parallel.offload import offloaded_bytes
 from pytest_llmperf.engines.transformers.quantize.report import quantized_layers
@@ -93,7 +94,10 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
     tensors = tensor_groups(loaded.model)
     facts = last_run or RunFacts()
     described = _with_calls(_held_by(loaded, tensors, facts), loaded, probe, facts)
-    seen = notes_on(loaded, tensors, is_finite=probe.is_finite)
+    seen = [
+        *notes_on(loaded, tensors, is_finite=probe.is_finite),
+        *(left_whole(shard.left_whole) for shard in described.shards if shard.left_whole),
+    ]
     noted = structs.replace(described, notes=(*loaded.not_read, *seen, *described.notes))
     return _with_pruning(_with_adapters(noted, loaded), loaded)
 
