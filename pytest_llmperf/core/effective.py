@@ -239,6 +239,8 @@ class Shard(Struct, frozen=True, kw_only=True):
     whole), and `kept_bytes` what of these the split gives every rank in full (norms; nothing under
     FSDP). `largest_layer_bytes` is that of one decoder layer, `load_peak_bytes` the most that was
     allocated while loading (None where the device cannot tell). `holds` says it in words.
+    `left_whole` are the matrices that a tensor-parallel plan leaves whole on every rank, by path,
+    with their bytes; `larger` says of which matrices a rank holds more than its share of the plan.
     """
 
     rank: int
@@ -251,6 +253,8 @@ class Shard(Struct, frozen=True, kw_only=True):
     holds: str
     largest_layer_bytes: int = 0
     load_peak_bytes: int | None = None
+    left_whole: dict[str, int] = {}
+    larger: tuple[str, ...] = ()
 
 
 class ServerSetting(Struct, frozen=True, kw_only=True):
@@ -277,8 +281,9 @@ class Effective(Suggests, Struct, frozen=True, kw_only=True):
     `resident_adapters` all that the modules hold. `sparsity` is that of `pruned`; both are None
     where nothing was pruned. `shards` has one row a rank where there are several; `tensors` and
     `linears` are then those of all ranks together. `offloaded_bytes` are the weights that wait
-    elsewhere ("cpu", "disk") while they are not used. `reported_dtype` is of an engine that shows
-    no tensors, a server: the dtype that it says it runs in, "" where it says none.
+    elsewhere ("cpu", "disk") while they are not used, `offloaded_at_once_bytes` the most of them
+    that were on the device at one product of a forward pass. `reported_dtype` is of an engine that
+    shows no tensors, a server: the dtype that it says it runs in, "" where it says none.
     `tensor_parallel` names the code that carries out tensor parallelism ("transformers 5.23.0",
     "pytest-llmperf"), and is "" where none does. `other_matrices` are those that are no linear
     layers. `stored_quantized` names what quantized layers that were not asked for: the checkpoint
@@ -319,6 +324,7 @@ class Effective(Suggests, Struct, frozen=True, kw_only=True):
     stored_quantized: str = ""
     computes: tuple[ComputeGroup, ...] = ()
     compiled_share: float | None = None
+    offloaded_at_once_bytes: int = 0
     server_settings: tuple[ServerSetting, ...] = ()
 
     @property

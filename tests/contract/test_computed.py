@@ -88,4 +88,5 @@ def test_logits_of_a_workload_are_looked_at_once(monkeypatch):
     session.run(WORK, 0)
     first = len(calls)
     session.run(WORK, 1)
-    assert len(calls) - first == first - 1 == 6
+    assert first > 6
+    assert len(calls) - first == 6

@@ -18,7 +18,7 @@ from support.odd_models import (
     loaded_under,
 )
 
-from pytest_llmperf.engines.transformers.effective import parameter_tensors
+from pytest_llmperf.engines.transformers.effective import parameter_tensors, tensor_groups
 from pytest_llmperf.engines.transformers.observed.holdings import distinct_spans
 from pytest_llmperf.errors import NotInEffect
 
@@ -113,6 +113,22 @@ def test_packed_layers_that_do_not_say_their_shape_are_seen_by_their_use():
     assert (group.cls, group.dtype, group.holder) == ("Packed.qweight", "int32", "buffer")
     assert (group.tensors, group.bytes) == (12, MLPS // 2)
     assert effective.also_read_bytes == MLPS // 2
+
+
+def test_the_rest_of_a_mapped_file_is_not_held(tmp_path):
+    """A rank maps whole files and uses its part; a part of plain memory holds the rest."""
+    whole = torch.arange(4096.0)
+    (tmp_path / "file").write_bytes(whole.numpy().tobytes())
+    path = str(tmp_path / "file")
+    mapped = torch.from_file(path, shared=False, size=4096, dtype=torch.float32)
+    layer = torch.nn.Module()
+    layer.register_buffer("part", mapped[:1024])
+    assert [group.bytes for group in tensor_groups(layer)] == [4096]
+    layer.register_buffer("part", whole[:1024])
+    assert {group.kind: group.bytes for group in tensor_groups(layer)} == {
+        "buffer": 4096,
+        "rest of a storage": 3 * 4096,
+    }
 
 
 def test_two_tensors_in_one_memory_are_one():

@@ -6,6 +6,7 @@ The probe runs one token through the model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ from pytest_llmperf.engines.transformers.observed.groups import (
 )
 from pytest_llmperf.engines.transformers.observed.holdings import held_tensors
 from pytest_llmperf.engines.transformers.observed.surroundings import notes_on
+from pytest_llmperf.engines.transformers.parallel.division import described as left_whole
 from pytest_llmperf.engines.transformers.parallel.library import carrier
 from pytest_llmperf.engines.transformers.parallel.offload import offloaded_bytes
 from pytest_llmperf.engines.transformers.quantize.report import quantized_layers
@@ -93,7 +95,10 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
     tensors = tensor_groups(loaded.model)
     facts = last_run or RunFacts()
     described = _with_calls(_held_by(loaded, tensors, facts), loaded, probe, facts)
-    seen = notes_on(loaded, tensors, is_finite=probe.is_finite)
+    seen = [
+        *notes_on(loaded, tensors, is_finite=probe.is_finite),
+        *(left_whole(shard.left_whole) for shard in described.shards if shard.left_whole),
+    ]
     noted = structs.replace(described, notes=(*loaded.not_read, *seen, *described.notes))
     return _with_pruning(_with_adapters(noted, loaded), loaded)
 
@@ -133,6 +138,7 @@ def _with_calls(
         computes=probe.computes,
         autocast_dtype=probe.autocast_dtype,
         attention=attention_in_use(loaded.model, probe.calls),
+        offloaded_at_once_bytes=probe.calls.most_on_device_bytes,
         other_matrices=matrices,
         stored_quantized=_stored_quantized(loaded, matrices),
         compiled_share=last_run.compiled_share(matrices_of(loaded.model, probe.calls)),
@@ -193,7 +199,7 @@ def probe_forward(loaded: ModelOnDevice) -> Probe:
     with (
         torch.no_grad(),
         autocast(loaded.device, loaded.plan.autocast_dtype),
-        watched_calls(loaded.model, held_tensors(loaded.model)) as calls,
+        _watched(loaded) as calls,
     ):
         autocast_dtype = _active_autocast(loaded.device.type)
         logits = _forward_one_token(loaded)
@@ -203,6 +209,11 @@ def probe_forward(loaded: ModelOnDevice) -> Probe:
         autocast_dtype=autocast_dtype,
         is_finite=logits is None or bool(logits.isfinite().all()),
     )
+
+
+def _watched(loaded: ModelOnDevice) -> AbstractContextManager[Calls]:
+    held = held_tensors(loaded.model)
+    return watched_calls(loaded.model, held, weights_move=loaded.plan.offload is not None)
 
 
 def _forward_one_token(loaded: ModelOnDevice) -> torch.Tensor | None:

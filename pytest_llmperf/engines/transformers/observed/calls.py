@@ -71,7 +71,8 @@ class Calls:
 
     `modules` are the paths of all modules that were called. `sdpa` and `scores` have, for each
     module that called torch's attention or a softmax over scores, how often. `multiplied` are the
-    storages of the held tensors that took part in a product.
+    storages of the held tensors that took part in a product. `most_on_device_bytes` are those of
+    parameters that come and go, at the product during which most were there.
     """
 
     modules: set[str] = field(default_factory=set)
@@ -79,12 +80,19 @@ class Calls:
     scores: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     products: list[Product] = field(default_factory=list)
     multiplied: set[tuple[str, int]] = field(default_factory=set)
+    most_on_device_bytes: int = 0
 
 
 @contextmanager
-def watched_calls(model: nn.Module, held: Iterable[Held]) -> Iterator[Calls]:
-    """Note the calls of the forward passes inside, which run without compiled graphs."""
+def watched_calls(
+    model: nn.Module, held: Iterable[Held], *, weights_move: bool = False
+) -> Iterator[Calls]:
+    """Note the calls of the forward passes inside, which run without compiled graphs.
+
+    Of a model whose `weights_move` also note how many are on the device during a product.
+    """
     watch = _Watch(model, held)
+    watch.moving = list(_owners(model)) if weights_move else []
     hooks = (
         torch_module.register_module_forward_pre_hook(watch.enter),
         torch_module.register_module_forward_hook(watch.leave, always_call=True),
@@ -104,6 +112,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, held: Iterable[Held]) -> None:
         super().__init__()
         self.calls = Calls()
+        self.moving: list[nn.Module] = []
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._modules: list[nn.Module] = []
         self._matrices = {storage_key(one.tensor): one.tensor.numel() for one in _matrices(held)}
@@ -169,6 +178,9 @@ class _Watch(TorchFunctionMode):
 
     def _product(self, operands: list[Tensor], result: object) -> None:
         """Note a product with weights: its dtype and how many weights took part."""
+        if self.moving:
+            there = _bytes_on_device(self.moving)
+            self.calls.most_on_device_bytes = max(self.calls.most_on_device_bytes, there)
         for operand in operands:
             origin = self._origin(operand)
             if origin is not None and isinstance(result, Tensor) and result.is_floating_point():
@@ -206,6 +218,21 @@ class _Watch(TorchFunctionMode):
 
     def _path(self, module: nn.Module) -> str:
         return self._paths.get(id(module)) or type(module).__name__
+
+
+def _owners(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that have parameters of their own."""
+    return (module for module in model.modules() if module._parameters)  # noqa: SLF001
+
+
+def _bytes_on_device(modules: list[nn.Module]) -> int:
+    parameters = {
+        id(parameter): parameter.nbytes
+        for module in modules
+        for parameter in module.parameters(recurse=False)
+        if not parameter.is_meta
+    }
+    return sum(parameters.values())
 
 
 def _matrices(held: Iterable[Held]) -> Iterator[Held]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_llmperf.engines.transformers.observed.mapped_files import is_in, mapped_spans
 from pytest_llmperf.engines.transformers.quantize.storage import (
     inner_tensors,
     is_linear,
@@ -91,7 +92,8 @@ def occupied(tensors: Iterable[Held]) -> list[Occupied]:
     """Return what each tensor adds to the memory, and the rest of storages under `REST`.
 
     Their sum is that of all storages, each once. Tensors without memory of their own (views of
-    earlier ones) are left out; those on the meta device, which wait elsewhere, have 0 bytes.
+    earlier ones) are left out; those on the meta device, which wait elsewhere, have 0 bytes. The
+    rest of a file that is mapped into memory is not held: nothing reads it.
     """
     storages: dict[object, _Storage] = {}
     parts: list[Occupied] = []
@@ -105,7 +107,7 @@ def occupied(tensors: Iterable[Held]) -> list[Occupied]:
         storage = storages.setdefault(storage_key(held.tensor), _storage_of(held))
         n_bytes = storage.cover(held.tensor)
         parts += [Occupied(held=held, n_bytes=n_bytes)] if n_bytes else []
-    return parts + [_rest(storage) for storage in storages.values() if _rest_bytes(storage)]
+    return parts + _rests(list(storages.values()))
 
 
 def storage_key(tensor: Tensor) -> tuple[str, int]:
@@ -282,6 +284,18 @@ def _has_storage(tensor: Tensor) -> bool:
 
 def _rest_bytes(storage: _Storage) -> int:
     return storage.n_bytes - storage.covered
+
+
+def _rests(storages: list[_Storage]) -> list[Occupied]:
+    """Return what no tensor covers of the storages, but for those that lie in mapped files."""
+    larger = [storage for storage in storages if _rest_bytes(storage) > 0]
+    files = mapped_spans() if larger else []
+    return [_rest(storage) for storage in larger if not _is_of_file(storage, files)]
+
+
+def _is_of_file(storage: _Storage, files: list[tuple[int, int]]) -> bool:
+    tensor = storage.first.tensor
+    return tensor.device.type == "cpu" and is_in(files, tensor.data_ptr())
 
 
 def _rest(storage: _Storage) -> Occupied:

@@ -5,7 +5,7 @@ Every module is cut as soon as it is filled, so that no rank ever holds the whol
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -48,6 +48,8 @@ class Cut:
     largest_layer_bytes: int
     load_peak_bytes: int | None
     holds: str
+    left_whole: dict[str, int] = field(default_factory=dict)
+    larger: tuple[str, ...] = ()
 
     def shard(self, held_bytes: int) -> Shard:
         """Return the row of this rank, with the bytes that it holds now."""
@@ -62,6 +64,8 @@ class Cut:
             holds=self.holds,
             largest_layer_bytes=self.largest_layer_bytes,
             load_peak_bytes=self.load_peak_bytes,
+            left_whole=self.left_whole,
+            larger=self.larger,
         )
 
 

@@ -5,15 +5,12 @@ Every rank calls `from_pretrained(folder, tp_plan="auto")` in the process group 
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from pytest_llmperf.core.effective import OWN_TENSOR_PARALLEL
 from pytest_llmperf.core.plan import LoadPlan
@@ -33,8 +30,9 @@ from pytest_llmperf.engines.refusals.parallel import (
     is_not_written,
 )
 from pytest_llmperf.engines.transformers.checkpoint import SourceModel, read_folder, weights_dtype
-from pytest_llmperf.engines.transformers.parallel.anatomy import anatomy, bytes_of, own_bytes
+from pytest_llmperf.engines.transformers.parallel.anatomy import anatomy, own_bytes
 from pytest_llmperf.engines.transformers.parallel.build import Cut
+from pytest_llmperf.engines.transformers.parallel.division import Division
 from pytest_llmperf.engines.transformers.parallel.group import Grid
 from pytest_llmperf.engines.transformers.parallel.tensor import joins_ranks
 from pytest_llmperf.errors import LoadError
@@ -58,7 +56,13 @@ def read(plan: LoadPlan, device: torch.device, grid: Grid) -> tuple[SourceModel,
     with DeviceRuntime(device).peak_memory() as region:
         source = read_folder(plan, device, folder, tp_plan="auto")
     _require_on(device, source.model)
-    cut = replace(_cut(plan, bare, grid), load_peak_bytes=region.peak)
+    division = _division(bare)
+    cut = replace(
+        _cut(plan, bare, grid),
+        load_peak_bytes=region.peak,
+        left_whole=division.left_whole(),
+        larger=tuple(division.larger_than_planned(source.model, plan.tp)),
+    )
     return replace(source, content_hash=content_hash or source.content_hash), cut
 
 
@@ -98,6 +102,13 @@ def _require_plan(plan: LoadPlan, bare: Any) -> None:
     reason = does_not_divide(plan, bare.config.get_text_config().to_dict())
     if reason is not None:
         raise LoadError(reason)
+    _division(bare).require_blocks_divided(f"tp{plan.tp}")
+
+
+def _division(bare: Any) -> Division:
+    """Return what the model's own plan divides, by module or by parameter."""
+    styles = dict(bare.tp_plan).items()
+    return Division(bare, frozenset(path for path, style in styles if style not in WHOLE_STYLES))
 
 
 def _require_on(device: torch.device, model: Any) -> None:
@@ -117,34 +128,8 @@ def _cut(plan: LoadPlan, bare: Any, grid: Grid) -> Cut:
         grid=grid,
         whole_bytes=whole_bytes,
         stage_bytes=whole_bytes,
-        kept_bytes=whole_bytes - _divided_bytes(bare),
+        kept_bytes=whole_bytes - _division(bare).bytes,
         largest_layer_bytes=max(map(own_bytes, layers)),
         load_peak_bytes=None,
         holds=f"tp {grid.place('tp') + 1} of {plan.tp}",
     )
-
-
-def _divided_bytes(bare: Any) -> int:
-    """Return the bytes of the tensors that the model's plan divides, by module or by parameter."""
-    divided = {
-        pattern for pattern, style in dict(bare.tp_plan).items() if style not in WHOLE_STYLES
-    }
-    return bytes_of(
-        chain.from_iterable(
-            _divided_tensors(module, path, divided) for path, module in bare.named_modules()
-        )
-    )
-
-
-def _divided_tensors(module: nn.Module, path: str, divided: set[str]) -> list[torch.Tensor]:
-    parameters = module.named_parameters(recurse=False)
-    return [
-        parameter
-        for name, parameter in parameters
-        if not divided.isdisjoint({_pattern(path), _pattern(f"{path}.{name}")})
-    ]
-
-
-def _pattern(path: str) -> str:
-    """Return a path as plans write it: with an asterisk for the number of a layer."""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", path)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.transformers.parallel.anatomy import is_tied
+from pytest_llmperf.engines.transformers.parallel.division import Division
 from pytest_llmperf.engines.transformers.parallel.group import Grid
 from pytest_llmperf.errors import LoadError
 
@@ -114,6 +115,8 @@ def tensor_cut(model: Any, plan: LoadPlan, grid: Grid) -> TensorCut | None:
             f"{type(model).__name__}: tensor-parallel styles {', '.join(unknown)} are not carried "
             "out here. Take 'fsdpN'.",
         )
+    cut = frozenset(path for path, style in styles.items() if style in {COLWISE, ROWWISE})
+    Division(model, cut).require_blocks_divided(f"own-tp{plan.tp}")
     _cut_embedding(model, styles)
     return TensorCut(model, grid, styles)
 
