@@ -37,7 +37,13 @@ def file_sha256(file: Path) -> str:
     keeps the time of change has another time of its status.
     """
     stat = file.stat()
-    key = {"path": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    key = {
+        "path": str(file.resolve()),
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
     return cached_hash(hash_value(key), lambda: _digest(file))
 
 
@@ -58,21 +64,6 @@ def cached_hash(key: str, make: Callable[[], str]) -> str:
     return digest
 
 
-<<<<<<< HEAD
-def _cache_entry(file: Path) -> Path:
-    stat = file.stat()
-    key = {
-        "path": str(file.resolve()),
-        "bytes": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "ctime_ns": stat.st_ctime_ns,
-        "inode": stat.st_ino,
-    }
-    return cache_dir() / "hashes" / hash_value(key)
-
-
-=======
->>>>>>> main
 def _digest(file: Path) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
