@@ -20,7 +20,13 @@ from pytest_llmperf.core.agreement.sums import (
     sums,
 )
 from pytest_llmperf.core.agreement.through_the_loop import DecodeLimit, broken_path, path_text
-from pytest_llmperf.core.agreement.words import part_lines, worst_summary, worst_text
+from pytest_llmperf.core.agreement.words import (
+    part_lines,
+    part_summary,
+    plain,
+    worst_summary,
+    worst_text,
+)
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.misspelt import Suggests
 from pytest_llmperf.core.verdicts import stats
@@ -284,10 +290,10 @@ class Agreement(LooksAtLayers, Suggests):
             "rule": str(self.rule),
             "ok": not self.reasons if self.rule.criteria else None,
             "reasons": list(self.reasons),
-            **{name: _plain(getattr(self, name)) for name in QUANTITIES},
+            **{name: plain(getattr(self, name)) for name in QUANTITIES},
             "path": path_text(self.prompts),
             "reach": self.reach,
-            "parts": {name: _part_summary(part) for name, part in self.parts.items()},
+            "parts": {name: part_summary(part) for name, part in self.parts.items()},
             "worst": [worst_summary(row) for row in self.worst[:_WORST_PROMPTS]],
         }
 
@@ -392,20 +398,3 @@ def _with_itself(prompts: Sequence[PromptComparison]) -> Agreement:
 
 def _disagreement(row: PromptComparison) -> float:
     return fmean(row.kl) if row.finite and row.kl else math.inf
-
-
-def _plain(quantity: Estimate | NotMeasurable) -> dict[str, Any]:
-    if isinstance(quantity, NotMeasurable):
-        return {"value": None, "reason": quantity.reason}
-    return {
-        "value": quantity.value,
-        "low": quantity.low,
-        "high": quantity.high,
-        "unit": quantity.unit,
-    }
-
-
-def _part_summary(part: Agreement) -> dict[str, Any]:
-    names = ("top1", "kl", "perplexity_ratio", "sqnr_db", "end_mae")
-    figures = {name: _plain(getattr(part, name)).get("value") for name in names}
-    return {"n_prompts": part.n_prompts, "n_tokens": part.n_tokens, "reach": part.reach, **figures}

@@ -78,8 +78,8 @@ class ServerAnswer:
     """What a server says about one prompt.
 
     `logprobs` are what it says of each token of the reference's continuation: token id as text ->
-    `logprob` and `rank`, which begins with 1. `free` are its own tokens, and `free_logprobs` what it
-    says of each of them as it decodes, empty where it does not.
+    `logprob` and `rank`, which begins with 1. `free` are its own tokens, and `free_logprobs` what
+    it says of each of them as it decodes, empty where it says nothing.
     """
 
     logprobs: Sequence[dict[str, Any]]

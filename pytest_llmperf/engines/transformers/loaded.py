@@ -228,6 +228,7 @@ class TransformersModel:
         decoded = self._runner.decode(batch, workload)
         self._runtime.synchronise()
         telemetry = watch.finish()
+        self._runner.require_finite(workload, batch.ids[0][-batch.lengths[0] :], decoded.tokens[0])
         return TimedRun(
             trace=_trace_of(decoded, batch, repetition, telemetry),
             step=self._with_other_matrices(self._step_cost(decoded, batch.ids.shape[0])),
@@ -246,6 +247,8 @@ class TransformersModel:
             answered = self._runner.answer(requests, workload)
         self._runtime.synchronise()
         telemetry = watch.finish()
+        prompt, output = (torch.tensor(rows[0]) for rows in (requests.rows, answered.tokens))
+        self._runner.require_finite(workload, prompt, output)
         computed = None if positions is None else positions.at_least(requests.positions)
         return TimedRun(
             trace=trace_of_requests(answered, requests, repetition, telemetry, computed),
@@ -280,7 +283,8 @@ class TransformersModel:
             compile_mode=runner.compile_mode if graphs else None,
             compiled_graphs=0 if runner.last is None else graphs,
             decode_loop="" if runner.last is None else runner.loop.name,
-            notes=(f"{skips} graphs were not recorded as CUDA graphs",) if skips else (),
+            notes=(*runner.notes, *_skipped(skips)),
+            compiled_share=runner.compiled_share,
         )
 
     def _step_cost(self, decoded: Decoded, batch: int) -> StepCost:
@@ -358,6 +362,10 @@ def _trace_of(decoded: Decoded, batch: TokenBatch, repetition: int, telemetry: T
         cpu_s=telemetry.cpu_s,
         no_cpu_s=telemetry.no_cpu_s,
     )
+
+
+def _skipped(graphs: int) -> list[str]:
+    return [f"{graphs} graphs were not recorded as CUDA graphs"] if graphs else []
 
 
 def _proposals(decoded: Decoded) -> dict[str, float]:

@@ -82,7 +82,7 @@ def _words(parameter: Tensor) -> Iterator[tuple[int, Tensor]]:
     whole = len(values) // _WORD_BYTES * _WORD_BYTES
     rest = values[whole:]
     words = values[:whole].view(torch.int64)
-    chunks = words.split(_CHUNK_WORDS) if len(words) else ()
+    chunks = torch.split(words, _CHUNK_WORDS) if len(words) else ()
     yield from zip(count(0, _CHUNK_WORDS), chunks, strict=False)
     if len(rest):
         last = torch.zeros(_WORD_BYTES, dtype=torch.uint8, device=values.device)
