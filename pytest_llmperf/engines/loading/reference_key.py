@@ -56,7 +56,7 @@ def tokenizer_hash(tokenizer: Any | None) -> str:
 
 
 def _rules_text(tokenizer: Any) -> str:
-    """Return how text becomes tokens; of an object of the project's own, the values that it holds."""
+    """Return how text becomes tokens; of an object of the project's own, the values it holds."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return str(backend.to_str())
