@@ -43,19 +43,26 @@ def tokenizer_hash(tokenizer: Any | None) -> str:
     """Return a hash of the vocabulary, the rules, the special tokens and the chat template."""
     if tokenizer is None:
         return ""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        rules = json.dumps(sorted(tokenizer.get_vocab().items()))
-    else:
-        rules = str(backend.to_str())
+    rules = _rules_text(tokenizer)
+    special = getattr(tokenizer, "special_tokens_map", {})
     return hash_value(
         {
             "class": type(tokenizer).__name__,
             "rules": hashlib.sha256(rules.encode()).hexdigest(),
-            "special": json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True),
+            "special": json.dumps(special, default=str, sort_keys=True),
             "template": json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True),
         }
     )
+
+
+def _rules_text(tokenizer: Any) -> str:
+    """Return how text becomes tokens; of an object of the project's own, the values it holds."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return str(backend.to_str())
+    if hasattr(tokenizer, "get_vocab"):
+        return json.dumps(sorted(tokenizer.get_vocab().items()))
+    return json.dumps(vars(tokenizer), default=lambda value: type(value).__name__, sort_keys=True)
 
 
 def held_hash(model: Any, made_by: str = "") -> str:
