@@ -51,6 +51,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "expect": (str,),
     "probe": (bool,),
     "metrics": (str,),
+    "client_processes": (int,),
 }
 """Option -> its types. Their meaning is in docs/servers.md."""
 
@@ -106,6 +107,7 @@ class ServerOptions:
     expect: str = ""
     probe: bool = True
     metrics: str = METRICS
+    client_processes: int = 1
 
 
 def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
@@ -142,6 +144,7 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
         expect=text("expect"),
         probe=bool(options.get("probe", True)),
         metrics=text("metrics", METRICS),
+        client_processes=int(options.get("client_processes", 1)),
     )
 
 
@@ -364,6 +367,13 @@ def _expect_refusal(options: Mapping[str, object]) -> str | None:
     return expect_refusal(str(options.get("expect", "")))
 
 
+def _processes_refusal(options: Mapping[str, object]) -> str | None:
+    value = options.get("client_processes", 1)
+    if isinstance(value, int) and value >= 1:
+        return None
+    return f"option client_processes = {value!r}: a whole number of at least 1 is needed."
+
+
 def _metrics_refusal(options: Mapping[str, object]) -> str | None:
     page = str(options.get("metrics", METRICS))
     if page.startswith("/") or _has_address(urlsplit(page)):
@@ -376,6 +386,7 @@ def _metrics_refusal(options: Mapping[str, object]) -> str | None:
 
 _CHECKS = (
     _expect_refusal,
+    _processes_refusal,
     _metrics_refusal,
     _command_refusal,
     _url_refusal,
