@@ -89,9 +89,8 @@ def _start(plan: LoadPlan, preset: Preset, options: ServerOptions, source: Model
     if not options.image:
         return _Address(base, served_name, Child(words, env=env, log=log))
     box = container(options.image, options.image_args)
-    command = box.command(
-        words, environment=env, files=files_of(source.location), gpus=_gpus_of(plan)
-    )
+    files = files_of(source.location)
+    command = box.command(words, environment=env, files=files, gpus=_gpus_of(plan))
     child = Child(command, env={}, log=log, at_end=box.removal)
     return _Address(base, served_name, child, box.image_id())
 
