@@ -156,7 +156,7 @@ def _why_one_process(decision: Decision) -> str:
         apart = "others may differ by more than this, and 'llmperf calibrate' finds by how much"
     else:
         apart = f"others differ by {format_percent(spread, 2)} (llmperf-calibration.toml)"
-    return f"one process a side, which the test itself holds; {apart}"
+    return f"one process a side, which cannot be started anew; {apart}"
 
 
 def _why_no_decision(n: int, ended: str) -> str:

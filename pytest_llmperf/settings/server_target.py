@@ -54,8 +54,8 @@ def find_server(text: str, option: str = "--llmperf-server") -> ServerTarget | N
         raise UsageError(
             f"{option}={text!r} has no {{port}}: the server would not listen where we ask it to."
         )
-    named: Any = kind
-    return ServerTarget(kind=named, value=value.strip())
+    option_name: Any = kind
+    return ServerTarget(kind=option_name, value=value.strip())
 
 
 def serves(engine: str) -> bool:

@@ -45,7 +45,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--logs", default="", help="a file whose lines it writes as it starts")
     parser.add_argument("--context", type=int, default=0, help="tokens past which it refuses")
     parser.add_argument("--no-metrics", action="store_true")
-    parser.add_argument("--cold-ms", type=float, default=0.0, help="longer TTFT of a new prompt")
     parser.add_argument("--api-key", default="", help="taken as real servers take it, and ignored")
     return parser.parse_args()
 
@@ -184,7 +183,6 @@ def count_prompt(request: dict) -> int:
 
 
 async def stream(writer: asyncio.StreamWriter, request: dict, wrong: str) -> None:
-    is_new = str(prompt_of(request)) not in SEEN
     n_prompt = count_prompt(request)
     n = n_asked(request)
     if wrong in {"fewer", "capped"}:
@@ -192,8 +190,7 @@ async def stream(writer: asyncio.StreamWriter, request: dict, wrong: str) -> Non
     send(writer, role(request))
     if wrong in {"pings", "endless"}:
         return await go_on(writer, request, wrong)
-    cold_ms = ARGS.cold_ms if is_new or ARGS.fault == "no-cache" else 0.0
-    due = time.perf_counter() + (ARGS.ttft_ms + cold_ms * min(1, n_prompt / 64)) / 1e3
+    due = time.perf_counter() + ARGS.ttft_ms / 1e3
     for i in range(0, n, ARGS.bundle):
         due += ARGS.token_ms / 1e3 * (ARGS.bundle if i else 0)
         if (wait := due - time.perf_counter()) > 0:

@@ -45,11 +45,11 @@ class Work(NamedTuple):
 
 def are_servers(before: str, after: str) -> bool:
     """Whether both sides name servers. Raises UsageError where one alone does."""
-    named = [is_server(before), is_server(after)]
-    if any(named) and not all(named):
-        other = after if named[0] else before
+    sides = [is_server(before), is_server(after)]
+    if any(sides) and not all(sides):
+        other = after if sides[0] else before
         raise UsageError(f"{other!r} is no server, and the other side is one: name two servers.")
-    return all(named)
+    return all(sides)
 
 
 def compare_servers(before: str, after: str, work: Work, arguments: Sequence[str]) -> int:

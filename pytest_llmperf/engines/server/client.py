@@ -200,9 +200,14 @@ class Client:
         self._timeout_s = timeout_s
         self._now_ns = now_ns
 
-    async def open_loop(self, calls: Sequence[Call], due_s: Sequence[float]) -> ClientRun:
-        """Send each call when it is due, whatever became of the others, and wait for all."""
-        start_ns = self._now_ns() + int(PROBE_S * 1e9)
+    async def open_loop(
+        self, calls: Sequence[Call], due_s: Sequence[float], *, start_ns: int | None = None
+    ) -> ClientRun:
+        """Send each call when it is due, whatever became of the others, and wait for all.
+
+        Times count from `start_ns`, which several clients may share.
+        """
+        start_ns = start_ns or self._now_ns() + int(PROBE_S * 1e9)
         outcomes = [
             RequestOutcome(call, start_ns + int(offset_s * 1e9))
             for call, offset_s in zip(calls, due_s, strict=True)

@@ -8,8 +8,9 @@ import os
 import ssl
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.server.child import Child, find_program, free_port, log_file
@@ -20,7 +21,7 @@ from pytest_llmperf.engines.server.presets import Preset, preset_of
 from pytest_llmperf.engines.server.running import Server
 from pytest_llmperf.engines.server.source import ModelSource, model_source
 from pytest_llmperf.engines.server.starting.connecting import connections
-from pytest_llmperf.engines.server.starting.container import container, files_of
+from pytest_llmperf.engines.server.starting.container import Container, container, files_of
 from pytest_llmperf.engines.server.starting.restart import restart
 
 
@@ -89,11 +90,21 @@ def _start(plan: LoadPlan, preset: Preset, options: ServerOptions, source: Model
     if not options.image:
         return _Address(base, served_name, Child(words, env=env, log=log))
     box = container(options.image, options.image_args)
-    command = box.command(
-        words, environment=env, files=files_of(source.location), gpus=_gpus_of(plan)
-    )
-    child = Child(command, env={}, log=log, at_end=box.removal)
+    child = _boxed(box, words, env, log, files_of(source.location), _gpus_of(plan))
     return _Address(base, served_name, child, box.image_id())
+
+
+def _boxed(
+    box: Container,
+    words: Sequence[str],
+    env: Mapping[str, str],
+    log: Path,
+    files: Sequence[Path],
+    gpus: str,
+) -> Child:
+    """Start a command in a container, which is removed when its client has ended."""
+    command = box.command(words, environment=env, files=files, gpus=gpus)
+    return Child(command, env={}, log=log, at_end=box.removal)
 
 
 def _gpus_of(plan: LoadPlan) -> str:

@@ -52,6 +52,9 @@ from pytest_llmperf.instruments.cpu_time import ON_A_GPU
 from pytest_llmperf.workloads import Decode, Prefill, Serve, Workload
 
 PROBE_TOKENS = 2
+WARM_UP = 1_000_000
+"""Repetitions from here on are warm-ups, as the session numbers them: one client sends them."""
+
 _HTTP_OK = 200
 _NO_LOGITS = (
     "a server streams tokens, not logits: "
@@ -204,6 +207,9 @@ class ServedModel:
     def _sent(
         self, client: Client, workload: Serve, repetition: int
     ) -> Coroutine[Any, Any, ClientRun]:
+        n_processes = self._server.options.client_processes
+        if n_processes > 1 and repetition < WARM_UP:
+            return self._requests.by_processes(workload, repetition, n_processes)
         if workload.conversations is not None:
             return self._requests.converse(client, workload, repetition)
         return send(client, workload, self._requests.of_traffic(workload, repetition))

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -21,8 +21,8 @@ from pytest_llmperf.engines.refusals import first_reason
 from pytest_llmperf.engines.server.presets import PROTOCOLS, Preset
 from pytest_llmperf.engines.server.proof.asked import expect_refusal
 from pytest_llmperf.engines.server.proof.said import METRICS
+from pytest_llmperf.engines.server.starting.addresses import has_address
 from pytest_llmperf.errors import did_you_mean
-from pytest_llmperf.secrets import hide
 
 KINDS: dict[str, tuple[type, ...]] = {
     "command": (str,),
@@ -51,10 +51,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "expect": (str,),
     "probe": (bool,),
     "metrics": (str,),
+    "client_processes": (int,),
 }
 """Option -> its types. Their meaning is in docs/servers.md."""
-
-SCHEMES = ("http", "https")
 
 ANSWER_TIMEOUT_S = 600.0
 """Longest wait for the next message of an answer, where nothing else is asked for."""
@@ -106,6 +105,7 @@ class ServerOptions:
     expect: str = ""
     probe: bool = True
     metrics: str = METRICS
+    client_processes: int = 1
 
 
 def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
@@ -115,34 +115,42 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
     def text(name: str, default: str = "") -> str:
         return str(options.get(name, default))
 
-    api_key = os.environ.get(text("api_key_env"), "").strip()
-    hide(api_key)
     return ServerOptions(
         command=tuple(shlex.split(text("command"))),
         url=_base(text("url")),
         args=tuple(shlex.split(text("args"))),
-        program=text("program"),
-        image=text("image"),
         image_args=tuple(shlex.split(text("image_args"))),
-        restart=text("restart"),
         health=text("health", preset.health),
-        path=text("path"),
         protocol=text("protocol", preset.protocol),
         fields=_field_changes(options),
-        name=text("name"),
-        api_key=api_key,
-        prefix_cache=bool(options.get("prefix_cache", False)),
+        api_key=os.environ.get(text("api_key_env"), "").strip(),
         prompt_ids=bool(options.get("prompt_ids", preset.prompt_ids)),
-        ignore_eos=bool(options.get("ignore_eos", True)),
-        ca_file=text("ca_file"),
-        timeout_s=float(options.get("timeout", ANSWER_TIMEOUT_S)),
-        start_timeout_s=float(options.get("start_timeout", 600)),
-        stop_timeout_s=float(options.get("stop_timeout", 10)),
-        tokenizer=text("tokenizer"),
-        expect=text("expect"),
-        probe=bool(options.get("probe", True)),
         metrics=text("metrics", METRICS),
+        **_texts(options),
+        **_switches_and_numbers(options),
     )
+
+
+_TEXTS = ("program", "image", "restart", "path", "name", "ca_file", "tokenizer", "expect")
+"""Options that are taken as they are; "" where they are not given."""
+
+
+def _texts(options: Mapping[str, object]) -> dict[str, Any]:
+    return {name: str(options.get(name, "")) for name in _TEXTS}
+
+
+def _switches_and_numbers(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return the options that are truth values, seconds and counts."""
+    values: dict[str, Any] = dict(options)
+    return {
+        "prefix_cache": bool(values.get("prefix_cache", False)),
+        "ignore_eos": bool(values.get("ignore_eos", True)),
+        "probe": bool(values.get("probe", True)),
+        "timeout_s": float(values.get("timeout", ANSWER_TIMEOUT_S)),
+        "start_timeout_s": float(values.get("start_timeout", 600)),
+        "stop_timeout_s": float(values.get("stop_timeout", 10)),
+        "client_processes": int(values.get("client_processes", 1)),
+    }
 
 
 def _base(url: str) -> str:
@@ -261,21 +269,9 @@ def _url_refusal(options: Mapping[str, object]) -> str | None:
             "option url has a user or a password in it, and it goes on record. "
             "Name the variable that holds the API key by option 'api_key_env'."
         )
-    if _has_address(url):
+    if has_address(url):
         return None
     return f"option url = {options['url']!r}: {_URL_NEEDED}"
-
-
-def _has_address(url: SplitResult) -> bool:
-    return url.scheme in SCHEMES and bool(url.hostname) and _has_port(url)
-
-
-def _has_port(url: SplitResult) -> bool:
-    """Whether the port, where there is one, is a number that a port can have."""
-    try:
-        return url.port is None or url.port > 0
-    except ValueError:
-        return False
 
 
 def _path_refusal(options: Mapping[str, object]) -> str | None:
@@ -364,9 +360,16 @@ def _expect_refusal(options: Mapping[str, object]) -> str | None:
     return expect_refusal(str(options.get("expect", "")))
 
 
+def _processes_refusal(options: Mapping[str, object]) -> str | None:
+    value = options.get("client_processes", 1)
+    if isinstance(value, int) and value >= 1:
+        return None
+    return f"option client_processes = {value!r}: a whole number of at least 1 is needed."
+
+
 def _metrics_refusal(options: Mapping[str, object]) -> str | None:
     page = str(options.get("metrics", METRICS))
-    if page.startswith("/") or _has_address(urlsplit(page)):
+    if page.startswith("/") or has_address(urlsplit(page)):
         return None
     return (
         f"option metrics = {page!r}: a path below the server's URL, or a URL of its own, is "
@@ -376,6 +379,7 @@ def _metrics_refusal(options: Mapping[str, object]) -> str | None:
 
 _CHECKS = (
     _expect_refusal,
+    _processes_refusal,
     _metrics_refusal,
     _command_refusal,
     _url_refusal,

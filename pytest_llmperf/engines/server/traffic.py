@@ -12,6 +12,8 @@ from pytest_llmperf.core.trace import RequestTrace
 from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import log_file
 from pytest_llmperf.engines.server.client import Call, Client, ClientRun, Endpoint
+from pytest_llmperf.engines.server.clients import several
+from pytest_llmperf.engines.server.clients.job import ClientJob
 from pytest_llmperf.engines.server.dialogs.contexts import Context, block_prompt
 from pytest_llmperf.engines.server.dialogs.playing import play
 from pytest_llmperf.engines.server.failures import whole
@@ -19,7 +21,7 @@ from pytest_llmperf.engines.server.generators import Generator, Job
 from pytest_llmperf.engines.server.prompts import Prompt, Prompts
 from pytest_llmperf.engines.server.running import Server
 from pytest_llmperf.engines.server.source import ModelSource
-from pytest_llmperf.errors import InvalidRun
+from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.workloads import Decode, Prefill, Serve
 
 PREFIX_HITS = 0.01
@@ -112,6 +114,32 @@ class Requests:
             return block_prompt(self.prompts, blocks, traffic.block_tokens, n_prompt)
         return self.prompts.prompt(
             work.prompts, n_prompt, repetition, index, repeat=work.prefix_cache
+        )
+
+    async def by_processes(self, work: Serve, repetition: int, n: int) -> ClientRun:
+        """Send one run of traffic by `n` client processes.
+
+        Raises UsageError for a load whose requests are not known beforehand.
+        """
+        due_s = work.due_s() if work.concurrency is None else ()
+        n_calls = len(due_s) or work.requests or 0
+        if not n_calls or work.conversations is not None:
+            raise UsageError(
+                f"option client_processes = {n}: several processes send loads whose requests are "
+                "known beforehand: a rate, a trace, or concurrency= with requests=."
+            )
+        server, make = self._server, self.of_traffic(work, repetition)
+        calls = [make(index) for index in range(n_calls)]
+        common = ClientJob(
+            url=self.url,
+            headers=server.headers,
+            protocol=server.options.protocol,
+            timeout_s=work.timeout,
+            ca_file=server.options.ca_file,
+            planned=(),
+        )
+        return await several.send(
+            several.dealt(common, calls, due_s, work.concurrency or 0, n), calls
         )
 
     async def converse(self, client: Client, work: Serve, repetition: int) -> ClientRun:

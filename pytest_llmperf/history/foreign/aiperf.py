@@ -43,15 +43,7 @@ def read(fields: Fields, created: str) -> Result:
     if not schema.startswith(KNOWN):
         raise fields.newer("schema_version", schema, f"{KNOWN}x")
     n = _count(fields)
-    values = [
-        Value(name=ours, value=rate.number("avg"), field=theirs, n=n)
-        for theirs, ours in _RATES.items()
-        if (rate := fields.maybe(theirs)) is not None
-    ]
-    for theirs, ours in _TIMES.items():
-        stats = fields.maybe(theirs)
-        if stats is not None:
-            values += distribution(ours, percentiles(stats, _PARTS, _scale(stats)), theirs, n)
+    values = _values(fields, n)
     if not any(value.name == "throughput" for value in values):
         raise fields.missing("output_token_throughput", "an object")
     load = _load(fields)
@@ -66,6 +58,19 @@ def read(fields: Fields, created: str) -> Result:
         facts={"version_aiperf": fields.text("aiperf_version", "unknown")},
         extra={"cancelled": fields.plain.get("was_cancelled")},
     )
+
+
+def _values(fields: Fields, n: int) -> list[Value]:
+    values = [
+        Value(name=ours, value=rate.number("avg"), field=theirs, n=n)
+        for theirs, ours in _RATES.items()
+        if (rate := fields.maybe(theirs)) is not None
+    ]
+    for theirs, ours in _TIMES.items():
+        stats = fields.maybe(theirs)
+        if stats is not None:
+            values += distribution(ours, percentiles(stats, _PARTS, _scale(stats)), theirs, n)
+    return values
 
 
 def _count(fields: Fields) -> int:

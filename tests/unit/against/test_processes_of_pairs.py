@@ -39,7 +39,7 @@ def test_one_process_a_side_is_no_evidence_about_two_versions(compared, monkeypa
         assert (finding.outcome, raised) == (Outcome.UNDECIDED, None)
         assert "pairs, all of one process a side)" in finding.text
         assert (
-            "one process a side, which the test itself holds; others may differ" in finding.detail
+            "one process a side, which cannot be started anew; others may differ" in finding.detail
         )
         assert 6 <= len(record.extra["against"]["metrics"]["throughput"]["pairs"]) <= 12
 

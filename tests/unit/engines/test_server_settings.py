@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 
 import pytest
 
-from pytest_llmperf.engines.server.proof import asked, proved, said
+from pytest_llmperf.core.trace import TokenEvent
+from pytest_llmperf.engines.server.client import Call, RequestOutcome
+from pytest_llmperf.engines.server.proof import asked, probes, proved, said
 from pytest_llmperf.engines.server.proof.probes import FirstTokens
+from pytest_llmperf.engines.server.stream import Answer
 from pytest_llmperf.errors import NotInEffect
 
 VLLM = {
@@ -177,7 +181,7 @@ def test_what_nobody_says_is_named():
     ids=["a hit", "a miss", "tokens take no time", "hits and misses", "no short ones", "nothing"],
 )
 def test_times_of_first_tokens_tell_only_where_they_can(new_s, again_s, short_s, verdict):
-    """Every repeated prompt is fast, or all are slow and a long prompt takes time at all."""
+    """A long prompt takes time at all, and every repeated one is fast, or all are slow."""
     assert FirstTokens(new_s, again_s, short_s).verdict() == verdict
 
 
@@ -190,3 +194,38 @@ def test_an_expectation_that_cannot_be_read_is_refused(text, words):
     """Before anything is started."""
     assert words in (asked.expect_refusal(text) or "")
     assert asked.expect_refusal("prefix_cache=off, dtype=bf16") is None
+
+
+def answered(ttft_s: float) -> RequestOutcome:
+    """A request whose first token came so many seconds after it was sent."""
+    events = (TokenEvent(round(ttft_s * 1e9)),)
+    answer = Answer(
+        events=events, text="x", n_prompt=1, n_output=1, n_cached=None, model=None, counted="ids"
+    )
+    return RequestOutcome(Call(body=b"", n_prompt_tokens=1), 0, answer=answer)
+
+
+@pytest.mark.parametrize(
+    ("again_s", "long_s", "expected"),
+    [
+        (0.02, 0.2, said.Said("on", probes.TIMES)),
+        (0.2, 0.2, said.Said("off", probes.TIMES)),
+        (0.02, 0.04, None),
+    ],
+    ids=["a cache", "none", "tokens take no time"],
+)
+def test_where_nothing_counts_the_first_tokens_are_timed(again_s, long_s, expected):
+    """Three new prompts, each again, and short ones; no metrics, no counts of cached tokens."""
+    seen: set[tuple[int, int]] = set()
+
+    async def send(number: int, n_tokens: int) -> RequestOutcome:
+        is_new = (number, n_tokens) not in seen
+        seen.add((number, n_tokens))
+        if n_tokens == 1:
+            return answered(0.02)
+        return answered(long_s if is_new else again_s)
+
+    async def metrics() -> dict[str, float]:
+        return {}
+
+    assert asyncio.run(probes.prefix_cache(send, metrics, 256)) == expected

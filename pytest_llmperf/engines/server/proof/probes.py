@@ -26,7 +26,7 @@ HIT = 0.5
 
 MISS = 0.8
 DOMINATED = 3.0
-"""How much longer than one of a few tokens a prompt must take before a miss can be told."""
+"""How much longer than one of a few tokens a new prompt must take before its time tells."""
 
 USAGE = "probe: usage.cached_tokens of a repeated prompt"
 COUNTERS = "probe: metrics around a repeated prompt"
@@ -50,17 +50,16 @@ class FirstTokens:
     def verdict(self) -> str:
         """Return "on" or "off" where the times tell, "" where they do not.
 
-        Every repeated prompt must be fast, or every one slow while a short prompt shows that the
-        tokens of a long one take time at all.
+        A short prompt must show that the tokens of a long one take time at all. Then every repeated
+        prompt must be fast, or every one slow.
         """
-        if not (self.new_s and self.again_s):
+        if not (self.new_s and self.again_s and self.short_s):
+            return ""
+        if min(self.new_s) < DOMINATED * max(self.short_s):
             return ""
         if max(self.again_s) <= HIT * min(self.new_s):
             return ON
-        tells = bool(self.short_s) and min(self.new_s) >= DOMINATED * max(self.short_s)
-        if tells and min(self.again_s) >= MISS * max(self.new_s):
-            return OFF
-        return ""
+        return OFF if min(self.again_s) >= MISS * max(self.new_s) else ""
 
 
 async def prefix_cache(send: Send, metrics: Metrics, length: int) -> Said | None:

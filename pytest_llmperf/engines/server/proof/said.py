@@ -188,8 +188,8 @@ def _llama_cpp(answer: Any, _model: str) -> dict[str, str]:
 def _models(answer: Any, model: str) -> dict[str, str]:
     rows = _object(answer).get("data")
     fields = [_object(row) for row in rows] if isinstance(rows, list) else []
-    named = [row for row in fields if row.get("id") == model]
-    row = next(iter(named or fields), {})
+    of_model = [row for row in fields if row.get("id") == model]
+    row = next(iter(of_model or fields), {})
     metadata = _object(row.get("metadata"))
     context = row.get("max_model_len") or metadata.get("max_request_context_length")
     return {

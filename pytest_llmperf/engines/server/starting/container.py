@@ -81,12 +81,16 @@ def container(image: str, arguments: Sequence[str]) -> Container:
 
 
 def _runtime(image: str) -> str:
-    named = os.environ.get(RUNTIME, "")
-    for program in (named,) if named else _KNOWN:
+    program_name = os.environ.get(RUNTIME, "")
+    for program in (program_name,) if program_name else _KNOWN:
         path = shutil.which(program)
         if path is not None:
             return path
-    missing = f"${RUNTIME} = {named!r} cannot be run" if named else "no docker or podman is here"
+    missing = (
+        f"${RUNTIME} = {program_name!r} cannot be run"
+        if program_name
+        else "no docker or podman is here"
+    )
     raise UsageError(
         f"option image = {image!r}: {missing}. Name a container program by ${RUNTIME}."
     )

@@ -1,0 +1,1 @@
+"""Several client processes for one load, where a single one would be the limit."""
