@@ -13,7 +13,7 @@ SUITES ?= example_suites/precision example_suites/quantization
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 WITH = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test nightly lint bench check docs clean
+.PHONY: demo test nightly lint bench torture check docs clean
 
 demo: $(VENV)/.demo  ## the main job: a real model under each strategy, measured, checked against fp32, judged
 	$(VENV)/bin/pytest $(SUITES)
@@ -47,6 +47,15 @@ docs: $(VENV)/.dev  ## the pages of docs/ as a site in build/site; a broken link
 
 bench: $(VENV)/.dev  ## the plugin's own cost, as ratios made in one run
 	$(VENV)/bin/python benchmarks/run.py
+
+HITS ?= 2000
+SECONDS ?= 3600
+INPUTS ?= 100000
+torture: $(VENV)/.dev  ## kills, stops, full disks, vanished stores: make torture HITS=200 SECONDS=600
+	$(VENV)/bin/python benchmarks/torture.py --hits $(HITS) --seconds $(SECONDS)
+	$(VENV)/bin/python benchmarks/store_torture.py
+	$(VENV)/bin/python benchmarks/store_torture.py --postgresql
+	$(VENV)/bin/python benchmarks/fuzz.py -n $(INPUTS)
 
 check: lint docs test  ## everything that CI runs
 

@@ -64,7 +64,7 @@ def write_checkpoint(arch: str, device: str, folder: Path) -> Path:
     import torch  # noqa: PLC0415 - the processes that decode import it themselves
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-    from pytest_llmperf.engines.models.names import ARCHITECTURES  # noqa: PLC0415
+    from pytest_llmperf.engines.models.architectures import ARCHITECTURES  # noqa: PLC0415
 
     row = ARCHITECTURES[arch]
     config = AutoConfig.for_model(row.model_type, **row.config)

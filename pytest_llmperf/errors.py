@@ -7,8 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from pytest_llmperf.plain_text import shown
 
-class LlmperfError(Exception):
+
+class Shown(Exception):
+    """An exception whose text quotes others: servers, workers, logs, prompts, stores.
+
+    Wherever it is printed, stored or passed on, it has no secret, no control character and no
+    workflow command, and it is bounded.
+    """
+
+    def __str__(self) -> str:
+        """Return the message as it may be shown."""
+        return shown(super().__str__())
+
+    def add_note(self, note: str) -> None:
+        """Add a note as it may be shown."""
+        super().add_note(shown(note))
+
+
+class LlmperfError(Shown):
     """Base of every error of this plugin.
 
     In a test it is an ERROR (not measured), never a FAILED (measured, too slow).
@@ -66,6 +84,10 @@ class InvalidRun(LlmperfError):
 
 class SteadyLoad(InvalidRun):
     """Other programs worked beside one repetition after another, and do not end."""
+
+
+class BeyondCeiling(InvalidRun):
+    """A run used more than all of a device: its time, its cost or the device's ceiling is wrong."""
 
 
 class NoRequestSucceeded(InvalidRun):

@@ -1,4 +1,4 @@
-"""Side by side (`--llmperf-against`): the same test at another commit, folder or interpreter.
+"""Side by side (`--llmperf-against`): the same test at another commit, or on another server.
 
 A *base side* is a pytest process of its own (`side`), in the base's tree or under its interpreter.
 It runs the base's test function and waits in it wherever the test measures; this process
@@ -8,8 +8,3 @@ docs/decisions/0012.
 
 SIDE_PLUGIN = "llmperf-base-side"
 """Name of the pytest plugin that makes a process a base side."""
-
-NO_SERVING = (
-    "a load on a server is not compared side by side with another version (--llmperf-against)"
-)
-"""Why neither a session that compares nor its base side measures traffic on a server."""

@@ -131,7 +131,8 @@ class Base:
         trees = self.trees()
         is_interpreter = self.target.kind == "interpreter"
         pythons = {} if is_interpreter else self._settings.pythons
-        spec = invocation(self._config, trees, self.node_ids, pythons)
+        server = self.target.text if self.target.kind == "server" else ""
+        spec = invocation(self._config, trees, self.node_ids, pythons, server)
         cwd = trees.in_base(spec.cwd)
         file = hand_over(spec)
         environment = base_environment(trees, os.environ, spec.cwd)
@@ -151,7 +152,7 @@ class Base:
     def trees(self) -> Trees:
         """Return our tree and the base's, which is made for a commit. Raises UsageError."""
         root, others = self._settings.root.resolve(), other_trees(os.environ)
-        if self.target.kind == "interpreter":
+        if self.target.kind in {"interpreter", "server"}:
             return Trees(head=root, base=root, others=others)
         if self.target.kind == "folder":
             return Trees(head=root, base=self.target.path, others=others)

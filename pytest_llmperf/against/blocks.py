@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import stdev
 
+from pytest_llmperf.against.traffic import TrafficBlock
 from pytest_llmperf.core.foreign_load import OthersWork, is_beside_load, mean_share
 from pytest_llmperf.core.metrics.offline import reduce
 from pytest_llmperf.core.metrics.readings import Readings
@@ -19,7 +21,7 @@ from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.core.verdicts.loads import Load
 from pytest_llmperf.session.ceilings import ceilings_of
 from pytest_llmperf.session.judges import MeasuringSession
-from pytest_llmperf.session.measured import Loadable
+from pytest_llmperf.session.measured import Loadable, Work
 from pytest_llmperf.session.run import ENERGY_SECONDS, Repeater
 from pytest_llmperf.session.sampling import (
     MAX_REPETITIONS,
@@ -33,7 +35,10 @@ from pytest_llmperf.session.sampling import (
 )
 from pytest_llmperf.wire.commands import MeasureBlock, ReadEnergy, ReadMemory
 from pytest_llmperf.wire.results import BlockMeasured
-from pytest_llmperf.workloads import Workload
+from pytest_llmperf.workloads import Serve
+
+ANSWERED = 20
+"""Repetitions of a block whose answers are compared with those of the other side."""
 
 _CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
 
@@ -41,7 +46,7 @@ _CEILING_METRICS = frozenset({"mbu", "mfu", "prefill_mfu"})
 def measure_block(
     session: MeasuringSession,
     models: Sequence[Loadable],
-    workload: Workload,
+    workload: Work,
     command: MeasureBlock,
 ) -> BlockMeasured:
     """Measure the command's metrics of each model once, in fresh workers where it says so.
@@ -51,13 +56,15 @@ def measure_block(
     Raises:
         InvalidRun: too few valid repetitions. WorkerError and others as `session.run.measure`.
     """
+    if isinstance(workload, Serve):
+        return _traffic_measured(TrafficBlock(session, models, workload, command), command)
     start_s = time.monotonic()
     fresh = command.fresh and session.renew(models)
     repeaters = [Repeater(model.load, workload) for model in models]
     sides = [repeater.side(command.first_repetition, allow_load=True) for repeater in repeaters]
     loading_s = time.monotonic() - start_s
-    warming_s = _sampled(sides, command, session.progress)
-    load = _load(sides, fresh=fresh, ready_s=loading_s + warming_s)
+    warming = _sampled(sides, command, session.progress)
+    load = _load(sides, fresh=fresh, ready_s=loading_s + warming.took_s)
     results = [
         _reduced(repeater, side, valid_indices(sides), command.metrics)
         for repeater, side in zip(repeaters, sides, strict=True)
@@ -65,18 +72,48 @@ def measure_block(
     return BlockMeasured(
         values=tuple(_values(result, command.metrics) for result in results),
         reasons=_reasons(results, command.metrics),
-        spent_s=warming_s + load.sampled_s,
+        spent_s=warming.timed_s + load.sampled_s,
         load=load,
         others=_others_work(sides),
+        answers=tuple(map(_answers, sides)),
     )
 
 
-def _sampled(sides: Sequence[Side], command: MeasureBlock, progress: Progress) -> float:
-    """Warm each side up and sample them; return the seconds of warm-up."""
+@dataclass(frozen=True, kw_only=True)
+class _Warming:
+    """Seconds of the runs of a warm-up, and those that it took: a first run compiles before it."""
+
+    timed_s: float
+    took_s: float
+
+
+def _traffic_measured(block: TrafficBlock, command: MeasureBlock) -> BlockMeasured:
+    results = block.results()
+    return BlockMeasured(
+        values=tuple(_values(result, command.metrics) for result in results),
+        reasons=_reasons(results, command.metrics),
+        spent_s=block.load.sampled_s,
+        load=block.load,
+        others=block.others,
+    )
+
+
+def _answers(side: Side) -> dict[int, tuple[str, ...]]:
+    """Return the texts of the first repetitions, by the number that their prompts have."""
+    first = [run for run in side.runs if run.answers][:ANSWERED]
+    return {run.trace.repetition: run.answers for run in first}
+
+
+def _sampled(sides: Sequence[Side], command: MeasureBlock, progress: Progress) -> _Warming:
+    """Warm each side up and sample them; return what the warm-up cost."""
     goal = Goal(precision=command.precision, budget_s=command.budget_s)
+    start_s = time.monotonic()
     warmed = [warm_up(side, goal, progress) for side in sides]
+    took_s = time.monotonic() - start_s
     sample(sides, goal, progress, at_most=command.repetitions or MAX_REPETITIONS)
-    return math.fsum(duration for warm in warmed for duration in warm.durations_s)
+    timed_s = math.fsum(duration for warm in warmed for duration in warm.durations_s)
+    # A scripted model's runs take no time of ours.
+    return _Warming(timed_s=timed_s, took_s=max(timed_s, took_s))
 
 
 def _load(sides: Sequence[Side], *, fresh: bool, ready_s: float) -> Load:
@@ -118,6 +155,7 @@ def _reduced(
         memory=_memory(repeater, side) if uses_memory else (),
         energy=_energy(repeater, side) if uses_energy else None,
         load_s=model.opened.load_s,
+        startup=model.opened.startup,
     )
     return reduce([side.runs[index].trace for index in valid], repeater.workload, around)
 

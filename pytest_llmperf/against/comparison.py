@@ -20,6 +20,7 @@ from pytest_llmperf.against.counterpart import difference, ended_text
 from pytest_llmperf.against.pairs import Pairs, close_tracks
 from pytest_llmperf.against.tracks import Track, track
 from pytest_llmperf.against.trees import strays
+from pytest_llmperf.core.agreement.answers import SharedAnswers
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
@@ -27,11 +28,17 @@ from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.gate.calibration import Calibrated, read_calibrations
 from pytest_llmperf.gate.gate import Regression
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
+from pytest_llmperf.session.measured import Work
 from pytest_llmperf.settings.limits import COUNTED
+from pytest_llmperf.settings.server_target import serves
 from pytest_llmperf.wire.results import Ended, Reached
+from pytest_llmperf.workloads import Serve
 
 DEFAULT_LIMITS = {"throughput": 0.03}
 """What is compared where neither an option nor the marker says so."""
+
+OPEN_LOOP_LIMITS = {"latency.p50": 0.03}
+"""The same of traffic at a rate of its own, which the throughput follows."""
 
 
 class Comparison:
@@ -89,9 +96,9 @@ class Comparison:
                 that.
             InvalidRun: too many blocks were not valid.
         """
-        tracks = self._tracks(records, self._limits(own_limits))
+        tracks = self._tracks(records, self._limits(own_limits, measurement.workload))
         pairs = Pairs(self.base, self._session, measurement, self._draw)
-        reached = self._reach(pairs, records)
+        reached = self._same_server(records) or self._reach(pairs, records)
         ended = ""
         if isinstance(reached, str):
             close_tracks(tracks, reached)
@@ -99,14 +106,17 @@ class Comparison:
             ended = pairs.measure(tracks)
             self._give_back()
         self._n_compared += sum(bool(tracked.pairs) for tracked in tracks)
-        self._store(records, tracks, reached)
+        self._store(records, tracks, reached, pairs.answers)
+        self._note_answers(records, pairs.answers)
         self._conclude(tracks, ended)
 
     # What is compared
 
-    def _limits(self, own_limits: Mapping[str, float]) -> dict[str, float]:
+    def _limits(self, own_limits: Mapping[str, float], workload: Work) -> dict[str, float]:
         settings = self._session.settings
-        limits = settings.against_limits or settings.gate or DEFAULT_LIMITS
+        open_loop = isinstance(workload, Serve) and workload.open_loop
+        default = OPEN_LOOP_LIMITS if open_loop else DEFAULT_LIMITS
+        limits = settings.against_limits or settings.gate or default
         return {**limits, **own_limits}
 
     def _tracks(self, records: Sequence[Record], limits: Mapping[str, float]) -> list[Track]:
@@ -139,6 +149,13 @@ class Comparison:
     @cached_property
     def _calibrations(self) -> tuple[Calibrated, ...]:
         return read_calibrations(self._session.settings.root)
+
+    def _same_server(self, records: Sequence[Record]) -> str:
+        """Say that the base is another server, and that nothing here is one."""
+        if self.base.target.kind != "server" or all(serves(record.engine) for record in records):
+            return ""
+        engines = ", ".join(sorted({record.engine for record in records}))
+        return f"the base is another server, and engine {engines} is none"
 
     def _reach(self, pairs: Pairs, records: Sequence[Record]) -> Reached | str:
         """Let the base's test run until it waits to measure the same.
@@ -179,24 +196,36 @@ class Comparison:
     # What came of it
 
     def _store(
-        self, records: Sequence[Record], tracks: Sequence[Track], reached: Reached | str
+        self,
+        records: Sequence[Record],
+        tracks: Sequence[Track],
+        reached: Reached | str,
+        answers: Sequence[SharedAnswers],
     ) -> None:
         for side, record in enumerate(records):
             own_tracks = [tracked for tracked in tracks if tracked.side == side]
             facts = reached.sides[side] if isinstance(reached, Reached) else None
             summary = self._summary(own_tracks, facts)
+            if answers[side].prompts:
+                summary["answers"] = msgspec.structs.asdict(answers[side])
             self._session.recorder.annotate(record.id, against=summary)
 
     def _summary(self, tracks: Sequence[Track], facts: SideFacts | None) -> dict[str, Any]:
         """Return what the record of one side keeps of the comparison."""
         target = self.base.target
         return {
-            "value": target.text,
+            "value": target.name if target.kind == "server" else target.text,
             "kind": target.kind,
             "commit": target.commit,
             "base": {} if facts is None else msgspec.structs.asdict(facts),
             "metrics": {tracked.metric.name: tracked.summary() for tracked in tracks},
         }
+
+    def _note_answers(self, records: Sequence[Record], answers: Sequence[SharedAnswers]) -> None:
+        """Note how far the answers of both servers agree, where they gave any."""
+        for record, shared in zip(records, answers, strict=True):
+            if shared.prompts:
+                self._session.note(f"{record.test} and {self.base.target.name}: {shared}")
 
     def _conclude(self, tracks: Sequence[Track], ended: str) -> None:
         """Note each outcome, keep the findings, and raise Regression for those that failed."""

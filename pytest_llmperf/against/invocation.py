@@ -19,7 +19,7 @@ from pytest_llmperf.against.trees import Trees
 from pytest_llmperf.secrets import masked
 from pytest_llmperf.settings.options import ALREADY_IMPORTED, OPTIONS
 
-SHARED = frozenset({"device", "gpus", "wait", "strategy", "reference", "timeout"})
+SHARED = frozenset({"device", "gpus", "wait", "strategy", "reference", "timeout", "server"})
 """Options that say what is measured: given on the command line, they hold for the base too.
 
 Its ini file is its own.
@@ -123,11 +123,16 @@ def _decoded(text: str | bytes) -> Invocation:
 
 
 def invocation(
-    config: pytest.Config, trees: Trees, node_ids: Iterable[str], pythons: Mapping[str, str]
+    config: pytest.Config,
+    trees: Trees,
+    node_ids: Iterable[str],
+    pythons: Mapping[str, str],
+    server: str = "",
 ) -> Invocation:
     """Describe the running session.
 
-    `pythons` are the interpreters of engines' workers that hold at the base too.
+    `pythons` are the interpreters of engines' workers that hold at the base too; `server` is what
+    the base measures in the place of this session's servers, where it does.
     """
     option = config.option
     names = dict.fromkeys(node_id.partition("::")[0] for node_id in node_ids)
@@ -141,7 +146,7 @@ def invocation(
         override_ini=tuple(option.override_ini or ()),
         plugins=tuple(name for name in option.plugins if not _stays_at_head(name)),
         import_mode=option.importmode,
-        llmperf=(*_shared(config), *interpreters),
+        llmperf=(*_shared(config), *interpreters, *([f"--llmperf-server={server}"] * bool(server))),
         options={name: value for name, value in vars(option).items() if _plain(value)},
     )
 

@@ -5,25 +5,35 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from itertools import zip_longest
 from statistics import pvariance
 
 from pytest_llmperf.against.base import Base
 from pytest_llmperf.against.blocks import measure_block
-from pytest_llmperf.against.spending import BLOCK_SHARE, PairCost, Spending, next_blocks
+from pytest_llmperf.against.spending import (
+    BLOCK_SHARE,
+    PairCost,
+    Spending,
+    next_blocks,
+    too_noisy,
+)
 from pytest_llmperf.against.tracks import Track
+from pytest_llmperf.core.agreement.answers import SharedAnswers, shared_answers
 from pytest_llmperf.core.foreign_load import OthersWork, hits_alike
 from pytest_llmperf.core.verdicts.loads import Load
 from pytest_llmperf.errors import InvalidRun, LlmperfError
 from pytest_llmperf.session.judges import Measurement, MeasuringSession
+from pytest_llmperf.settings.server_target import serves
 from pytest_llmperf.wire.commands import MeasureBlock
 from pytest_llmperf.wire.results import BlockMeasured
-from pytest_llmperf.workloads import Serve
 
 REPETITIONS_PER_PAIR = 10_000
 """Prompts are numbered by their repetition; both blocks of a pair have the same, no two pairs do.
 """
 
 MAX_INVALID = 5
+
+_NOTHING = SharedAnswers()
 
 FINER = 0.1
 """Blocks of a planned length stop for their precision only at a tenth of the run's."""
@@ -39,8 +49,6 @@ class Pairs:
         measurement: Measurement,
         draw: random.Random,
     ) -> None:
-        # A session that compares measures no traffic.
-        assert not isinstance(measurement.workload, Serve)  # noqa: S101
         self._base = base
         self._session = session
         self._models = measurement.models
@@ -49,11 +57,17 @@ class Pairs:
         self._spending = Spending(session.settings.against_budget_s)
         self._loads: list[Load] = []
         self._n_measured = 0
+        self.answers = [SharedAnswers() for _ in measurement.models]
 
     @property
     def fit_together(self) -> bool:
-        """Whether both versions fit on the device at once."""
+        """Whether both versions fit on the device at once.
+
+        Servers on a GPU take most of its memory, whatever their model needs.
+        """
         plans = [model.plan for model in self._models]
+        if any(plan.device_kind != "cpu" and serves(plan.engine) for plan in plans):
+            return False
         return self._session.pool.fits_together(*plans, *plans)
 
     def unload(self) -> bool:
@@ -83,7 +97,7 @@ class Pairs:
         self._spending.begin_look()
         n_valid, n_invalid = 0, 0
         while open_tracks := [track for track in tracks if track.open]:
-            ended = self._spending.ended()
+            ended = self._spending.ended() or self._given_up(open_tracks)
             if ended:
                 return ended
             self._session.progress("side by side", f"pair {n_valid + 1}", None)
@@ -98,7 +112,30 @@ class Pairs:
             self._spending.add(_cost(base, head))
             self._loads += _loads(base, head)
             _add_pair(open_tracks, base, head)
+            self._add_answers(base, head)
         return ""
+
+    def _given_up(self, tracks: Sequence[Track]) -> str:
+        """Say why further pairs could not decide any of these tracks; "" where they may."""
+        n_at_end = self._spending.n_at_end if self._spending.pairs else math.inf
+        reasons = [too_noisy(track.latest, n_at_end) for track in tracks]
+        return reasons[0] if reasons and all(reasons) else ""
+
+    def _add_answers(self, base: BlockMeasured, head: BlockMeasured) -> None:
+        """Compare what both servers answered. Raises BaseFailed where they have nothing in common.
+
+        Speeds of two models are no comparison of two servers.
+        """
+        shared = [
+            shared_answers(ours, theirs)
+            for ours, theirs in zip(head.answers, base.answers, strict=False)
+        ]
+        self.answers = [
+            before + now for before, now in zip_longest(self.answers, shared, fillvalue=_NOTHING)
+        ]
+        for answers in self.answers:
+            if answers.of_another_model:
+                raise BaseFailed(answers.of_another_model)
 
     def _pair(self, tracks: Sequence[Track]) -> tuple[BlockMeasured, BlockMeasured]:
         """Measure a fresh process of each version in random order; return the base's and ours."""

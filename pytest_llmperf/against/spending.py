@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from pytest_llmperf.core.format import format_percent
+from pytest_llmperf.core.verdicts import give_up
 from pytest_llmperf.core.verdicts.loads import Load, worthwhile_repetitions
-from pytest_llmperf.core.verdicts.side_by_side import MIN_PAIRS
+from pytest_llmperf.core.verdicts.side_by_side import MARGIN as PASS_MARGIN
+from pytest_llmperf.core.verdicts.side_by_side import MIN_PAIRS, SideBySide
 from pytest_llmperf.core.verdicts.stats import MIN_PAIRS as MIN_REPETITIONS
 
 BLOCK_SHARE = 0.2
@@ -59,6 +62,14 @@ class Spending:
             )
         return self._too_little()
 
+    @property
+    def n_at_end(self) -> float:
+        """How many pairs this look may come to, if the next ones cost what the cheapest did."""
+        cheapest_s = min(cost.total_s for cost in self.pairs)
+        if cheapest_s <= 0:
+            return math.inf
+        return self._n_of_look + (LOOKS * self.budget_s - self._total_s) / cheapest_s
+
     def _too_little(self) -> str:
         """Say that the pairs which a verdict needs do not fit any more, as soon as it is seen.
 
@@ -95,6 +106,26 @@ class Spending:
     def _loads_s(self) -> float:
         """Seconds of a mean pair that are neither warm-up nor samples."""
         return fmean(cost.total_s - cost.sampled_s for cost in self.pairs)
+
+
+def too_noisy(state: SideBySide, n_at_end: float) -> str:
+    """Say why no more pairs are measured; "" where those that are left may decide.
+
+    `n_at_end` is how many pairs fit into the budget at most. Where neighbouring pairs are alike,
+    the forecast takes them for independent ones: it gives up too late then, never too early.
+    """
+    n, refuted = len(state.log_ratios), state.floor + PASS_MARGIN
+    if n < MIN_PAIRS:
+        return ""
+    last = max(n, math.floor(min(n_at_end, state.max_pairs)))
+    visible = state.visible_after(last)
+    if visible <= give_up.MARGIN * refuted:
+        return ""
+    return (
+        f"given up after {n} pairs: at this noise {last} pairs would show a worsening of "
+        f"{format_percent(visible, 2)} at best, and {format_percent(refuted, 2)} is to be refuted: "
+        "this machine is too noisy for this comparison"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

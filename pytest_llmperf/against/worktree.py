@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pytest_llmperf.cache_folder import cache_dir
 from pytest_llmperf.settings.git import git, run_git
-from pytest_llmperf.settings.settings import cache_dir
 
 _LOCK = "owner.lock"
 _REPOSITORY = "repository"

@@ -34,12 +34,12 @@ from pytest_llmperf.instruments.energy import NvmlMeter
 from pytest_llmperf.wire.commands import Command, CompareReference, MakeReference, R
 from pytest_llmperf.wire.frames import parent_end
 from pytest_llmperf.wire.results import EnergyRead
+from pytest_llmperf.workers import logs
 from pytest_llmperf.workers.exchange import OnBeat
 from pytest_llmperf.workers.group import WorkerGroup
 from pytest_llmperf.workers.process import exit_text
 
 _ASK_S = 90.0
-_LOG_TAIL_BYTES = 2**16
 
 
 class ClusterRank:
@@ -132,8 +132,7 @@ class ClusterRank:
     def log_tail(self, lines: int) -> str:
         """Return the last lines of its output."""
         self._copy_log()
-        data = self.log.read_bytes()[-_LOG_TAIL_BYTES:]
-        return "\n".join(data.decode("utf-8", "replace").splitlines()[-lines:])
+        return logs.tail(self.log, lines)
 
     def file_size(self, path: str) -> int:
         """See cluster.files.Remote."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -60,10 +60,21 @@ _HEADER = (
     multiple=True,
     help="What to compare, and how much worse it may be. May be given again.",
 )
+@click.option("--model", default="", help="Of two servers: the model that they serve.")
+@click.option(
+    "--engine", default="server", help="Of two servers: the engine; a preset as server:vllm."
+)
+@click.option("--name", default="", help="Of two servers: what the model is served as.")
+@click.option("--tokenizer", default="", help="Of two servers: the folder of the tokenizer.")
 @store_option
 @json_option
 def compare_command(
-    before: str, after: str | None, metric: tuple[str, ...], store: str | None, as_json: bool
+    before: str,
+    after: str | None,
+    metric: tuple[str, ...],
+    store: str | None,
+    as_json: bool,
+    **served: Any,
 ) -> None:
     """What was measured before (A) and after (B): values, ratio, interval, verdict.
 
@@ -72,10 +83,22 @@ def compare_command(
     what --llmperf-against measured B against. With A alone, 'last' or a part of tests' names, the
     newest session is compared with what the same tests measured in the session before it.
 
+    A and B may also be two servers (a URL, image:NAME, command:…, program:PATH, args:…): they are
+    measured side by side now.
+
     Exit code 1 if something is worse than its limit, 6 if nothing could be compared, else 0.
     """
+    from pytest_llmperf.commands.servers.comparing import (  # noqa: PLC0415
+        Work,
+        are_servers,
+        compare_servers,
+    )
     from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
 
+    if after is not None and are_servers(before, after):
+        arguments = [f"--llmperf-against-limits={','.join(metric)}"] if metric else []
+        arguments += [f"--llmperf-store={store}"] if store else []
+        raise SystemExit(compare_servers(before, after, Work(**served), arguments))
     limits = parse_limits(",".join(metric), "--metric")
     if after is None:
         sides = _last_and_before(before, store)
@@ -85,7 +108,7 @@ def compare_command(
     if as_json:
         print_json({"before": before, "after": after, "rows": changes})
     elif changes:
-        _print(changes)
+        print_changes(changes)
     elif before == BASE:
         click.echo(f"Nothing in {after!r} was measured side by side.")
     else:
@@ -215,7 +238,8 @@ def _commit(selector: str) -> str:
 # Text
 
 
-def _print(changes: Sequence[Change]) -> None:
+def print_changes(changes: Sequence[Change]) -> None:
+    """Print a table of changes, and the reasons of those without a verdict."""
     print_table(list(map(_cells, changes)), _HEADER)
     for change in changes:
         if change.reason:

@@ -13,13 +13,13 @@ from typing import Literal
 from msgspec import Struct
 from packaging.requirements import Requirement
 
+from pytest_llmperf.cache_folder import cache_dir
 from pytest_llmperf.core.quantization import METHODS
 from pytest_llmperf.devices.host import host_facts
 from pytest_llmperf.engines import TABLE as ENGINES
 from pytest_llmperf.engines import EngineRow, engine
-from pytest_llmperf.engines.models.names import BUILTIN
+from pytest_llmperf.engines.models.architectures import BUILTIN
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.settings.settings import cache_dir
 from pytest_llmperf.strategies import TABLE as STRATEGIES
 
 Status = Literal["ok", "limited", "missing", "broken"]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
 _DEFAULT_METRIC = "throughput"
+_TELLING = 20
+"""Newest points of a series that tell whether its sessions measure several models."""
+
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 _ID_LENGTH = 8
 """Letters of an id: `llmperf compare` and `llmperf accept` take as many."""
@@ -92,7 +95,7 @@ def history_command(
         require_known([test] if test else [], opened)
         series = _matching(opened, test)
         require_metric(opened, metric)
-        rows = [_shown(opened, one_series, metric, limit) for one_series in series]
+        rows = [row for one in series for row in _shown(opened, one, metric, limit)]
         changed = _changed(opened, series, metric) if changes or fail_on_change else None
         if as_json:
             print_json(_document(opened, rows, changed))
@@ -123,9 +126,32 @@ def _matching(store: Store, test: str | None) -> list[Series]:
     return sorted(series, key=lambda one_series: one_series.last_created, reverse=True)
 
 
-def _shown(store: Store, series: Series, metric: str | None, limit: int) -> _Shown:
-    points = store.points(series.key, metric or _headline(series), limit=limit)
-    return _Shown(series, points)
+def _shown(store: Store, series: Series, metric: str | None, limit: int) -> list[_Shown]:
+    """The last points of a series, or of each model where one session measured several."""
+    from pytest_llmperf.history.models import are_several, by_model  # noqa: PLC0415
+
+    name = metric or _headline(series)
+    newest = store.points(series.key, name, limit=max(limit, _TELLING))
+    if not are_several(newest):
+        return [_Shown(series, newest[:limit])]
+    models = by_model(store.points(series.key, name))
+    return [_Shown(_of_model(series, own), own[:limit]) for own in models.values()]
+
+
+def _of_model(series: Series, points: Sequence[Point]) -> Series:
+    """The series as one of its models has it; its points are newest first."""
+    from msgspec.structs import replace  # noqa: PLC0415
+
+    last = points[0]
+    return replace(
+        series,
+        model=last.model,
+        n=len(points),
+        last_id=last.record_id,
+        last_created=last.created,
+        last_outcome=last.outcome,
+        last_environment_key=last.environment_key,
+    )
 
 
 def _headline(series: Series) -> str:
@@ -314,4 +340,5 @@ def _change_line(changed: _Changed, before: float, after: float, when: str) -> s
     series, unit = changed.series, changed.changes.unit
     size = f"{format_percent(abs(after / before - 1), 2)} {'less' if after < before else 'more'}"
     levels = f"{format_value(before, unit)} -> {format_value(after, unit)}"
-    return f"{series.test} {series.strategy}: {changed.metric} {levels} ({size}) {when}"
+    model = f" {changed.changes.model}" if changed.changes.model else ""
+    return f"{series.test} {series.strategy}{model}: {changed.metric} {levels} ({size}) {when}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pytest_llmperf.commands.compare import print_changes
 from pytest_llmperf.commands.shared import (
     encodable,
     example,
@@ -23,6 +24,7 @@ from pytest_llmperf.commands.shared import (
 )
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.change import Change
     from pytest_llmperf.core.record import Record
     from pytest_llmperf.history.store import Store
     from pytest_llmperf.history.transfer import Imported
@@ -88,28 +90,73 @@ def _lines(n: int) -> str:
 
 @click.command(
     "import",
-    short_help="Add exported records to the history.",
+    short_help="Add records, or other tools' results, to the history.",
     epilog=example("llmperf import llmperf-history.jsonl"),
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--label", default="", help="Label of other tools' results: a series of its own.")
+@click.option(
+    "--fact",
+    "facts",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Where other tools' results were measured, as device_name=…. May be given again.",
+)
+@click.option(
+    "--gate",
+    metavar="METRIC:LIMIT,…",
+    is_flag=False,
+    flag_value="on",
+    help="Hold other tools' results against those stored before; exit code 1 for a regression.",
+)
 @store_option
 @json_option
-def import_command(files: tuple[Path, ...], store: str | None, as_json: bool) -> None:
+def import_command(
+    files: tuple[Path, ...],
+    label: str,
+    facts: tuple[str, ...],
+    gate: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
     """Add the records of JSON-lines files (of 'llmperf export' or --llmperf-json) to the history.
+
+    Result files of vllm bench, SGLang's bench_serving, aiperf, guidellm, inference-perf,
+    llama-bench and pytest-benchmark become records too, with those tools' own definitions.
 
     May be repeated.
 
     Exit code 3 if lines were skipped (half-written, in conflict, of another unit): each is named,
-    all others are imported.
+    all others are imported. A file of another tool is imported whole, or not at all.
     """
+    from pytest_llmperf.commands.importing.foreign_files import (  # noqa: PLC0415
+        read_files,
+        store_records,
+    )
+    from pytest_llmperf.history.foreign import is_ours  # noqa: PLC0415
     from pytest_llmperf.history.store import open_store  # noqa: PLC0415
 
+    own = [path for path in files if is_ours(path)]
+    records = read_files((path for path in files if path not in own), label, facts)
+    limits = _limits(gate)
     url, folder = store_url(store)
     with open_store(url, folder=folder) as opened:
-        imported = [_import(opened, path) for path in files]
-        _report_imported(opened.public_url, imported, as_json=as_json)
+        imported = [_import(opened, path) for path in own]
+        foreign, changes = store_records(opened, records, limits)
+        _report_imported(opened.public_url, [*imported, foreign], changes, as_json=as_json)
+    if any(change.outcome == "FAIL" for change in changes):
+        raise SystemExit(1)
     if any(file.skipped for file in imported):
         raise SystemExit(EXIT_SKIPPED)
+
+
+def _limits(gate: str | None) -> dict[str, float] | None:
+    """What other tools' results are held to: {} for their speed, None for nothing."""
+    from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
+
+    if gate is None:
+        return None
+    return {} if gate == "on" else parse_limits(gate, "--gate")
 
 
 def _import(store: Store, path: Path) -> Imported:
@@ -123,16 +170,20 @@ def _import(store: Store, path: Path) -> Imported:
     return imported
 
 
-def _report_imported(store_name: str, imported: Sequence[Imported], *, as_json: bool) -> None:
+def _report_imported(
+    store_name: str, imported: Sequence[Imported], changes: Sequence[Change], *, as_json: bool
+) -> None:
     names = ("new", "known", "finished", "accepted")
     counts = {name: sum(getattr(file, name) for file in imported) for name in names}
     if as_json:
         skipped = [line for file in imported for line in file.skipped]
-        print_json({"store": store_name, **counts, "skipped": skipped})
+        print_json({"store": store_name, **counts, "skipped": skipped, "rows": changes})
         return
+    if changes:
+        print_changes(changes)
     click.echo(
-        f"{counts['new']} records imported to {store_name}; {counts['known']} were there already, "
-        f"{counts['finished']} got their outcome, {counts['accepted']} accepted changes added"
+        f"{counts['new']} records imported to {store_name}; {counts['known']} already present, "
+        f"{counts['finished']} outcomes updated, {counts['accepted']} accepted changes added"
     )
 
 

@@ -17,6 +17,10 @@ OWN_TENSOR_PARALLEL = "pytest-llmperf"
 """Name of this project's tensor parallelism, as `Effective.tensor_parallel` has it."""
 
 
+PLAIN_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+"""Dtypes that are not quantized."""
+
+
 LARGE_SHARE = 0.05
 """What a strategy must not pass over, as a share of the elements of a model's matrices."""
 
@@ -27,7 +31,9 @@ class TensorGroup(Struct, frozen=True, kw_only=True):
     Tensor subclasses are counted by their inner storage. `fixed_dtype` says that the architecture
     itself keeps these in this dtype whatever is asked for (norms in float32, for example).
     `quantized` says that they are the weights, scales, zero points and tables of quantized linear
-    layers.
+    layers. `kind` is "parameter", "buffer", "attribute" (held by neither, in a list for example),
+    or "rest of a storage": memory that a smaller tensor keeps from being free. `bytes` counts each
+    byte in memory once, whatever refers to it. `example` is the path of the first.
     """
 
     kind: str
@@ -38,6 +44,24 @@ class TensorGroup(Struct, frozen=True, kw_only=True):
     bytes: int
     fixed_dtype: bool = field(default=False, name="kept")  # as stored records have it
     quantized: bool = field(default=False, name="quantised")  # as records of 0.1.0 spell it
+    example: str = ""
+
+
+class ComputeGroup(Struct, frozen=True, kw_only=True):
+    """Modules whose products with weights were seen to be computed in one dtype.
+
+    `output` is the dtype that they give out. `share` is of all products with weights, by their
+    number, 0 to 1. `linear` says that the modules are linear layers, `fixed_dtype` that the
+    architecture itself keeps them in this dtype. `example` is the path of the first.
+    """
+
+    dtype: str
+    output: str
+    modules: int
+    share: float
+    linear: bool
+    fixed_dtype: bool = False
+    example: str = ""
 
 
 class LinearGroup(Struct, frozen=True, kw_only=True):
@@ -58,8 +82,10 @@ class LinearGroup(Struct, frozen=True, kw_only=True):
 class OtherMatrices(Struct, frozen=True, kw_only=True):
     """Matrices of one kind that are no linear layers, such as the fused experts of a mixture.
 
-    `cls` is the module's class and the parameter's name, `example` the path of the first. `share`
-    is of the elements of all matrices but embeddings, 0 to 1.
+    `cls` is the module's class and the tensor's name, `example` the path of the first. `share` is
+    of the elements of all matrices but embeddings, 0 to 1. `holder` says what holds them:
+    "parameter", "buffer" or "attribute" (a list, for example); the last two were seen to be
+    multiplied with. `fixed_dtype` says that the architecture itself keeps them in this dtype.
     """
 
     cls: str
@@ -69,6 +95,8 @@ class OtherMatrices(Struct, frozen=True, kw_only=True):
     bytes: int
     share: float
     example: str
+    holder: str = "parameter"
+    fixed_dtype: bool = False
 
     def __str__(self) -> str:
         """Say it in words: '2 MixtralExperts.gate_up_proj, 64 % of the matrices, 2.1 MB …'."""
@@ -187,6 +215,7 @@ class AdapterGroup(Struct, frozen=True, kw_only=True):
     by its product), `rank` the largest there. `tensors` are those of its file, `tensors_equal` how
     many of them the modules hold with equal values (in the modules' dtype). `content_hash` is of
     the file. An `active` adapter is one that a forward pass goes through unless it asks otherwise.
+    `idle_layers` are those whose product is zero: it changes nothing there.
     """
 
     name: str
@@ -198,6 +227,7 @@ class AdapterGroup(Struct, frozen=True, kw_only=True):
     content_hash: str
     active: bool
     merged: bool = False
+    idle_layers: int = 0
 
 
 class Shard(Struct, frozen=True, kw_only=True):
@@ -223,21 +253,38 @@ class Shard(Struct, frozen=True, kw_only=True):
     load_peak_bytes: int | None = None
 
 
+class ServerSetting(Struct, frozen=True, kw_only=True):
+    """One setting of a server: its value, and by what this is proved.
+
+    `value` is "" where nothing proves it; `origin` is the path where the server says it, or the
+    probe that shows it. `asked` is what its command or option `expect` asks for, "" where neither
+    does.
+    """
+
+    name: str
+    value: str = ""
+    origin: str = ""
+    asked: str = ""
+
+
 class Effective(Suggests, Struct, frozen=True, kw_only=True):
     """What one worker holds and does, or what all the ranks of a spread model do together.
 
-    `compute_dtype` is observed (output dtype of a linear layer in a probe forward), not read from a
-    config. `cache`, `compiled_graphs`, `assistance` and `batching` ("static", "continuous") are
-    observed in the last run; before any run they are "" and 0. `adapters` are the names of those in
-    force, `resident_adapters` all that the modules hold. `sparsity` is that of `pruned`; both are
-    None where nothing was pruned. `shards` has one row a rank where there are several; `tensors`
-    and `linears` are then those of all ranks together. `offloaded_bytes` are the weights that wait
+    `compute_dtype` is observed (that of most products with weights in a probe forward), not read
+    from a config; `computes` has all of these products, where an engine sees them. `cache`,
+    `compiled_graphs`, `assistance` and `batching` ("static", "continuous") are observed in the last
+    run; before any run they are "" and 0. `adapters` are the names of those in force,
+    `resident_adapters` all that the modules hold. `sparsity` is that of `pruned`; both are None
+    where nothing was pruned. `shards` has one row a rank where there are several; `tensors` and
+    `linears` are then those of all ranks together. `offloaded_bytes` are the weights that wait
     elsewhere ("cpu", "disk") while they are not used. `reported_dtype` is of an engine that shows
     no tensors, a server: the dtype that it says it runs in, "" where it says none.
     `tensor_parallel` names the code that carries out tensor parallelism ("transformers 5.23.0",
     "pytest-llmperf"), and is "" where none does. `other_matrices` are those that are no linear
     layers. `stored_quantized` names what quantized layers that were not asked for: the checkpoint
-    is stored so.
+    is stored so. `compiled_share` is the share of the products with weights that ran in compiled
+    graphs in the last run, 0 to 1; None where nothing is compiled or an engine does not tell.
+    `server_settings` are those of a server, proved or not.
     """
 
     engine: str
@@ -270,6 +317,14 @@ class Effective(Suggests, Struct, frozen=True, kw_only=True):
     other_matrices: tuple[OtherMatrices, ...] = ()
     notes: tuple[str, ...] = ()
     stored_quantized: str = ""
+    computes: tuple[ComputeGroup, ...] = ()
+    compiled_share: float | None = None
+    server_settings: tuple[ServerSetting, ...] = ()
+
+    @property
+    def unproved(self) -> tuple[str, ...]:
+        """Names of the settings of a server that nothing proves."""
+        return tuple(setting.name for setting in self.server_settings if not setting.value)
 
     @property
     def weights_bytes(self) -> int:
@@ -278,8 +333,18 @@ class Effective(Suggests, Struct, frozen=True, kw_only=True):
 
     @property
     def large_other_matrices(self) -> tuple[OtherMatrices, ...]:
-        """Those that make more than a twentieth of the model's matrices: no router is as large."""
-        return tuple(group for group in self.other_matrices if group.share > LARGE_SHARE)
+        """Those that make more than a twentieth of the model's matrices: no router is as large.
+
+        Those that hold integers or 8-bit floats are packed already, and are left out.
+        """
+        groups = (group for group in self.other_matrices if group.dtype in PLAIN_FLOATS)
+        return tuple(group for group in groups if group.share > LARGE_SHARE)
+
+    @property
+    def also_read_bytes(self) -> int:
+        """Bytes that a step multiplies with and that are no parameters."""
+        groups = self.other_matrices
+        return sum(group.bytes for group in groups if group.holder != "parameter")
 
     @property
     def parameter_bytes_by_dtype(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pytest_llmperf.core.loaded import TimedRun
+from pytest_llmperf.core.loaded import ServingRun, TimedRun
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.trace import Mark
 
@@ -50,12 +50,12 @@ def is_foreign(mark: Mark) -> bool:
     return mark.kind == FOREIGN_LOAD
 
 
-def foreign_share(run: TimedRun) -> float | None:
+def foreign_share(run: TimedRun | ServingRun) -> float | None:
     """Return the share of the cores that others used beside a repetition; None where not known."""
     return run.telemetry.get(CPU_SHARE)
 
 
-def mean_share(runs: Sequence[TimedRun]) -> float | None:
+def mean_share(runs: Sequence[TimedRun | ServingRun]) -> float | None:
     """Return the mean share over the repetitions that were long enough to tell; None of none."""
     shares = [share for share in map(foreign_share, runs) if share is not None]
     return fmean(shares) if shares else None

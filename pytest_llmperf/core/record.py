@@ -29,6 +29,9 @@ The sides of a comparison share it.
 TASKS = "tasks"
 """The same for a record that holds the answers to a task set."""
 
+SPEED = "speed"
+"""What the workload of an imported record names: the metric that is compared unasked."""
+
 NOT_RUNS = frozenset({AGREEMENT, TASKS})
 
 
@@ -132,7 +135,12 @@ class Record(Struct, frozen=True, kw_only=True):
 
 
 def speed_metric(record: Record) -> str:
-    """Name a run's speed: output tokens per second, or prompt tokens per second of a prefill."""
+    """Name a run's speed: output tokens per second, or prompt tokens per second of a prefill.
+
+    An imported record names its own.
+    """
+    if SPEED in record.workload:
+        return str(record.workload[SPEED])
     return "prefill_throughput" if record.workload.get("type") == "prefill" else "throughput"
 
 

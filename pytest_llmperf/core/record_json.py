@@ -48,6 +48,13 @@ def decode(line: bytes | str) -> Record:
         ValueError: it is not the JSON of a record (half a line, a missing field, a version that
             never was).
     """
+    try:
+        return _decoded(line)
+    except RecursionError as error:
+        raise ValueError(f"it is nested too deeply ({error})") from error
+
+
+def _decoded(line: bytes | str) -> Record:
     version = msgspec.json.decode(line, type=_Version)
     if version.schema_version > SCHEMA_VERSION:
         raise NewerSchema(

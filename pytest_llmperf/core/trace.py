@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 Untimed = Literal["", "gaps", "tokens", "first"]
 """What is not known of a request's token times, each with what stands before it.
@@ -29,6 +32,7 @@ class RequestTrace(Struct, frozen=True, kw_only=True):
     `n_cached_tokens` of its prompt came from a prefix cache, as the server says; `t_last_ns` is
     when the message came that bounds its output, where that is later than the last event. Elsewhere
     they are 0. `untimed` says what the messages of a server do not tell of the times of its tokens.
+    `turn` is the number of a turn of a conversation, from 1; 0 for a request that is none.
     """
 
     n_prompt_tokens: int
@@ -40,6 +44,7 @@ class RequestTrace(Struct, frozen=True, kw_only=True):
     n_cached_tokens: int = 0
     t_last_ns: int = 0
     untimed: Untimed = ""
+    turn: int = 0
 
     @property
     def ended_ns(self) -> int:
@@ -89,16 +94,34 @@ class MemoryGauges(Struct, frozen=True, kw_only=True):
     """Bytes on one rank.
 
     A gauge is None, with its reason in `reasons`, where this machine cannot tell it; it is never 0
-    for unknown.
+    for unknown. `peak` holds the weights; `growth` is what it is above what was there before.
+    `kv_tokens` is no number of bytes: the tokens that a server's KV cache holds.
     """
 
     weights: int
     peak: int | None = None
+    growth: int | None = None
     reserved: int | None = None
     process: int | None = None
     device: int | None = None
     kv_cache: int | None = None
+    kv_tokens: int | None = None
     reasons: dict[str, str] = {}
+
+
+class Startup(Struct, frozen=True, kw_only=True):
+    """How a server started, in s: None where a phase is not known.
+
+    `process_s` is what was neither of the others before it was healthy (imports, configuration,
+    profiling), `weights_s` reading the weights, `compile_s` compiling and capturing graphs, as its
+    log says, and `warm_s` from healthy to its first answer. `reason` says why phases are missing.
+    """
+
+    process_s: float | None = None
+    weights_s: float | None = None
+    compile_s: float | None = None
+    warm_s: float | None = None
+    reason: str = ""
 
 
 class EnergyReading(Struct, frozen=True, kw_only=True):
@@ -115,22 +138,56 @@ class EnergyReading(Struct, frozen=True, kw_only=True):
 
 
 class Ceilings(Struct, frozen=True, kw_only=True):
-    """What this device reached in our own micro-benchmarks, the denominators of MBU and MFU."""
+    """What this device reached in our own micro-benchmarks, the denominators of MBU and MFU.
+
+    `disturbed` says what else the device did meanwhile, or why they cannot be true: such ceilings
+    are not kept for later sessions.
+    """
 
     device: str
     copy_bytes_per_s: float
     matmul_flop_per_s: dict[str, float]
     measured_at: str = ""
+    disturbed: str = ""
+
+
+class Window(Struct, frozen=True, kw_only=True):
+    """Layers whose attention reaches `positions` back, the token's own position included.
+
+    Bytes and FLOPs are those of StepCost, of these layers together. With `chunked` the text is cut
+    into chunks of that length, and a token sees its own chunk up to itself.
+    """
+
+    positions: int
+    kv_bytes_per_token: int
+    attention_flops_per_token_per_position: float
+    chunked: bool = False
+
+    def seen_by_all(self, n: int) -> float:
+        """Return the positions that the first `n` tokens of a text see, summed over the tokens."""
+        if self.chunked:
+            chunks, rest = divmod(n, self.positions)
+            return chunks * _triangle(self.positions) + _triangle(rest)
+        inside = min(n, self.positions)
+        return _triangle(inside) + (n - inside) * self.positions
+
+
+def _triangle(n: int) -> float:
+    return n * (n + 1) / 2
 
 
 class StepCost(Struct, frozen=True, kw_only=True):
     """What one decode step must move and compute, from what the engine really holds.
 
-    `kv_bytes_per_token` is per sequence and position; `flops_per_token` is 2 x active parameters,
-    attention apart (`attention_flops_per_token_per_position` x positions). `assistant_bytes_read`
+    `kv_bytes_per_token` is per sequence and position, of the layers that attend to all positions;
+    `windows` are those that do not. `flops_per_token` is 2 x active parameters, attention apart
+    (`attention_flops_per_token_per_position` x positions). `assistant_bytes_read`
     is what an assistant model reads for one step of the measured model, on average over the run.
     `head_flops` is the part of `flops_per_token` that a prompt needs once and not for each of its
     tokens: that of the output head, where only the last position's logits are computed.
+    `state_bytes` are what a step reads and writes of one sequence's recurrent and convolutional
+    states, however long it is. `expansion_flops_per_position` are what a step computes for each
+    earlier position to make its keys and values from a latent that the cache holds.
     """
 
     weight_bytes_read: int
@@ -140,3 +197,87 @@ class StepCost(Struct, frozen=True, kw_only=True):
     compute_dtype: str
     assistant_bytes_read: float = 0.0
     head_flops: float = 0.0
+    windows: tuple[Window, ...] = ()
+    state_bytes: int = 0
+    expansion_flops_per_position: float = 0.0
+
+    def cache_bytes(self, request: RequestTrace) -> float:
+        """Return the bytes of a request's cache that a decode step moves, on average."""
+        windowed = sum(
+            window.kv_bytes_per_token * _mean_seen(window.seen_by_all, request)
+            for window in self.windows
+        )
+        everything = self.kv_bytes_per_token * _mean_seen(_triangle, request)
+        return everything + windowed + self.state_bytes
+
+    def step_flops(self, request: RequestTrace) -> float:
+        """Return the FLOPs of a decode step of a request, on average."""
+        windowed = sum(
+            window.attention_flops_per_token_per_position * _mean_seen(window.seen_by_all, request)
+            for window in self.windows
+        )
+        seen = _mean_seen(_triangle, request)
+        attention = self.attention_flops_per_token_per_position * seen
+        expanded = self.expansion_flops_per_position * (seen - 1)
+        return self.flops_per_token + attention + windowed + expanded
+
+    def prompt_flops(self, n: int) -> float:
+        """Return the FLOPs of a prompt of `n` tokens: token i attends to i positions (causal).
+
+        The output head counts once, where its last position alone has logits.
+        """
+        windowed = sum(
+            window.attention_flops_per_token_per_position * window.seen_by_all(n)
+            for window in self.windows
+        )
+        attention = self.attention_flops_per_token_per_position * _triangle(n) + windowed
+        return n * self.flops_per_token - (n - 1) * self.head_flops + attention
+
+
+def _mean_seen(seen_by_all: Callable[[int], float], request: RequestTrace) -> float:
+    """Return the positions that a decode step sees: step i of n - 1, the prompt and i tokens."""
+    n_prompt, n_steps = request.n_prompt_tokens, request.n_output_tokens - 1
+    if n_steps < 1:
+        return n_prompt + 0.5
+    return (seen_by_all(n_prompt + n_steps) - seen_by_all(n_prompt)) / n_steps
+
+
+def added_up(steps: Sequence[StepCost], repeated: int) -> StepCost:
+    """Return what the ranks of one model move and compute in a step together.
+
+    Work that `repeated` ranks see whole is counted once; each reads its own weights.
+    """
+
+    def per_token(name: str) -> float:
+        return float(sum(getattr(step, name) for step in steps)) / repeated
+
+    return replace(
+        steps[0],
+        weight_bytes_read=sum(step.weight_bytes_read for step in steps),
+        kv_bytes_per_token=round(per_token("kv_bytes_per_token")),
+        flops_per_token=per_token("flops_per_token"),
+        head_flops=per_token("head_flops"),
+        attention_flops_per_token_per_position=per_token("attention_flops_per_token_per_position"),
+        windows=_windows_together(steps, repeated),
+        state_bytes=round(per_token("state_bytes")),
+        expansion_flops_per_position=per_token("expansion_flops_per_position"),
+    )
+
+
+def _windows_together(steps: Sequence[StepCost], repeated: int) -> tuple[Window, ...]:
+    """Return the windows of all ranks, one for each reach."""
+    by_reach: dict[tuple[int, bool], list[Window]] = defaultdict(list)
+    for step in steps:
+        for window in step.windows:
+            by_reach[window.positions, window.chunked].append(window)
+    return tuple(_one_window(windows, repeated) for _, windows in sorted(by_reach.items()))
+
+
+def _one_window(windows: Sequence[Window], repeated: int) -> Window:
+    flops = sum(window.attention_flops_per_token_per_position for window in windows)
+    kv_bytes = sum(window.kv_bytes_per_token for window in windows)
+    return replace(
+        windows[0],
+        kv_bytes_per_token=round(kv_bytes / repeated),
+        attention_flops_per_token_per_position=flops / repeated,
+    )

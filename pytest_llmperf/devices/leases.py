@@ -95,9 +95,16 @@ class Lease:
 def default_directory() -> Path:
     """Return the user's lease directory on this host.
 
-    Every session finds the same one, whatever project it tests.
+    Every session finds the same one, whatever project it tests. Raises DeviceBusy where there is
+    no temporary folder.
     """
-    return Path(tempfile.gettempdir()) / f"llmperf-{os.getuid()}"
+    try:
+        temporary = tempfile.gettempdir()
+    except OSError as error:
+        raise DeviceBusy(
+            f"there is no folder for the queue of leases: {error}. Set TMPDIR."
+        ) from error
+    return Path(temporary) / f"llmperf-{os.getuid()}"
 
 
 def lease(

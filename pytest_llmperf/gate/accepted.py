@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
@@ -19,6 +20,7 @@ from pytest_llmperf.core.verdicts.reach import (
 from pytest_llmperf.errors import StoreError
 from pytest_llmperf.gate.past import (
     ACCEPTED,
+    CLOCKS_DIFFER,
     AcceptedSessions,
     Past,
     Question,
@@ -110,11 +112,9 @@ class _Search(NamedTuple):
     ) -> list[str]:
         """When each accepted level began: not those that were accepted for another model."""
         # SQLAlchemy, only where something is gated.
-        from pytest_llmperf.history.accept import levels  # noqa: PLC0415
+        from pytest_llmperf.history.changes import starts_of  # noqa: PLC0415
 
-        others = {point.record_id for point in points} - {point.record_id for point in alike}
-        accepted = [one for one in self.reviewed.accepted if one.record not in others]
-        return levels(accepted, *keys)
+        return starts_of(self.reviewed.accepted, keys, points, alike)
 
     def _why_none(
         self,
@@ -216,18 +216,21 @@ def last_session(
 ) -> list[Record]:
     """The runs of the test's newest accepted session that is none of `sessions`.
 
-    It was made in one of `environments` (if any). What a test measured before it was said to be
+    It was made in one of `environments` (if any), and not on a day to come: that was a session
+    whose clock was ahead. What a test measured before it was said to be
     removed is not among them, nor what its fixtures measured after it: that is not there yet when a
     test is judged.
     """
     from pytest_llmperf.history.identity import utc  # noqa: PLC0415
 
     removed = reviewed.removed_at(test)
+    latest = utc((datetime.now(UTC) + CLOCKS_DIFFER).isoformat())
 
     def is_candidate(record: Record) -> bool:
         return (
             record.session_id not in sessions
             and record.outcome in ACCEPTED
+            and utc(record.created) <= latest
             and (not environments or record.environment_key in environments)
             and utc(record.created) > removed
             and not (lineage and lineage.refuses(record.environment.facts))

@@ -17,7 +17,7 @@ from pytest_llmperf.core.verdicts.against_history import (
 )
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
 from pytest_llmperf.core.verdicts.reach import FRESH_RUNS
-from pytest_llmperf.errors import StoreError, UsageError
+from pytest_llmperf.errors import Shown, StoreError, UsageError
 from pytest_llmperf.gate import words
 from pytest_llmperf.gate.accepted import accepted_sessions, unmeasured
 from pytest_llmperf.gate.calibration import Calibrated, read_calibrations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Again = Callable[[], Sequence[Record]]
 
 
-class Regression(AssertionError):
+class Regression(Shown, AssertionError):
     """A measured value is worse than its history allows. The test that measured it fails."""
 
 

@@ -97,12 +97,20 @@ def reviewed(folder: Path) -> Reviewed:
     path = folder / FILE
     if not path.is_file():
         return Reviewed()
-    rows = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    rows = enumerate(_text(path).split("\n"), start=1)
     lines = [_line(path, number, row) for number, row in rows if row.strip()]
     return Reviewed(
         accepted=tuple(line for line in lines if isinstance(line, Acceptance)),
         renames=tuple(line for line in lines if isinstance(line, Rename)),
     )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{path} cannot be read: {error}."
+        raise UsageError(f"{problem} 'llmperf accept' writes such a file.") from error
 
 
 def append(folder: Path, line: Acceptance | Rename) -> Path:
@@ -126,7 +134,10 @@ def levels(accepted: Sequence[Acceptance], *series: str) -> list[str]:
 
 def parsed(row: bytes | str) -> Acceptance | Rename:
     """Return the accepted change of one line. Raises ValueError for anything else."""
-    fields = msgspec.json.decode(row)
+    try:
+        fields = msgspec.json.decode(row)
+    except RecursionError as error:
+        raise ValueError(f"it is nested too deeply ({error})") from error
     is_rename = isinstance(fields, dict) and "old" in fields
     kind: type[Acceptance | Rename] = Rename if is_rename else Acceptance
     line = msgspec.convert(fields, type=kind)

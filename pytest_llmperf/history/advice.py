@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import Struct
 
 from pytest_llmperf.core.advice import Choice, Reading
+from pytest_llmperf.core.metrics.quantities import CPU_GROWTH
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.history.results import MeasuredMetric
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
 _SPEEDS = ("throughput", "prefill_throughput")
-_PARTS = ("memory.weights", "memory.peak")
+_PEAK = "memory.peak"
 _DIRECT = {"agreement.top1": "top1", "agreement.perplexity_ratio": "perplexity", "ttft.p50": "ttft"}
-_NAMES = (*_SPEEDS, *_PARTS, *_DIRECT)
+_NAMES = (*_SPEEDS, _PEAK, *_DIRECT)
 _NULL = "not measurable when it was last measured"
 
 _RowsByStrategy = dict[tuple[str, str], list[MeasuredMetric]]
@@ -96,7 +97,7 @@ def find(store: Store, selection: Selection) -> Candidates:
         environment=place.text,
         workload=workload.text,
         agreement=comparison.text,
-        memory="weights + peak growth of a run" if place.on_cpu else "peak of a run",
+        memory="peak of a run",
     )
 
 
@@ -212,7 +213,7 @@ def _readings(newest: Mapping[str, MeasuredMetric], *, on_cpu: bool) -> dict[str
     """Return a reading of each axis that was ever measured, None where the newest has no value."""
     axes = {**_DIRECT, _speed_name(newest.values()): "speed"}
     readings = {axis: _reading(newest[name]) for name, axis in axes.items() if name in newest}
-    if not newest.keys().isdisjoint(_PARTS):
+    if _PEAK in newest:
         readings["memory"] = _memory(newest, on_cpu=on_cpu)
     return readings
 
@@ -225,14 +226,13 @@ def _speed_name(rows: Iterable[MeasuredMetric]) -> str:
 def _memory(newest: Mapping[str, MeasuredMetric], *, on_cpu: bool) -> Reading | None:
     """Return the memory of a run.
 
-    A GPU's peak holds the weights. That of a CPU is the growth over a run, to which they are added.
+    It is the peak, which holds the weights. On a CPU the first definition was the growth alone:
+    that is another quantity, and no memory is known of a run that was measured so.
     """
-    names = _PARTS if on_cpu else ("memory.peak",)
-    parts = [newest[name] for name in names if name in newest]
-    values = [part.value for part in parts if part.value is not None]
-    if len(values) < len(names):
+    peak = newest.get(_PEAK)
+    if peak is None or peak.value is None or (on_cpu and peak.formula == CPU_GROWTH):
         return None
-    return Reading(value=sum(values), created=parts[0].created)
+    return Reading(value=peak.value, created=peak.created)
 
 
 def _reading(row: MeasuredMetric) -> Reading | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -14,7 +15,13 @@ from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from pytest_llmperf.errors import StoreError
 from pytest_llmperf.history import migrate
 from pytest_llmperf.history.address import Address
-from pytest_llmperf.history.problems import StoreCorrupt, StoreMissing, StoreUnavailable, explained
+from pytest_llmperf.history.problems import (
+    StoreCorrupt,
+    StoreMissing,
+    StoreMoved,
+    StoreUnavailable,
+    explained,
+)
 from pytest_llmperf.history.tables import DOCUMENTS, HEAD
 
 _WRITE = "llmperf_write"
@@ -41,10 +48,20 @@ class Database:
     def writing(self) -> Iterator[Connection]:
         """A write transaction, durable when the block ends.
 
-        Waits at most `busy_s` for other writers.
+        Waits at most `busy_s` for other writers. Raises StoreMoved where the file that is open is
+        not the one at its place any more.
         """
         with explained(self.address.public_url), self._writer.begin() as connection:
+            self.require_in_place()
             yield connection
+
+    def require_in_place(self) -> None:
+        """Raise StoreMoved where the file that is open is not the one at its place any more."""
+        if self._inode is not None and _inode(self.address.file) != self._inode:
+            raise StoreMoved(
+                f"store {self.address.public_url} was deleted, moved or replaced while this "
+                "session ran."
+            )
 
     def prepare(self, *, create: bool) -> list[str]:
         """Bring the schema up to date, creating it if `create`.
@@ -57,8 +74,9 @@ class Database:
         """
         if self.address.file is None:
             return self._prepare_server(create)
+        self._inode = None
         notices = self._prepare_file(self.address.file, create)
-        self._inode = self.address.file.stat().st_ino
+        self._inode = _inode(self.address.file)
         return notices
 
     def put_aside(self, damage: StoreCorrupt) -> list[str]:
@@ -70,14 +88,33 @@ class Database:
         if file is None:
             raise damage
         with self._lock(file):
-            self.dispose()
             # Another process has done it since we looked.
-            if file.exists() and file.stat().st_ino != self._inode:
-                return self._prepare_locked(file)
-            return [self._put_aside(file, damage)]
+            is_done = _inode(file) not in {None, self._inode}
+            self.dispose()
+            notices = self._prepare_locked(file) if is_done else [self._put_aside(file, damage)]
+            self._inode = _inode(file)
+            return notices
+
+    def keep_deleted(self) -> Path | None:
+        """Copy the whole open file beside its place, where no name leads to it any more.
+
+        Returns the copy; None where the file was moved, and lies elsewhere, or cannot be copied.
+        """
+        file = self.address.file
+        if file is None or self._inode is None or not is_deleted(self._inode):
+            return None
+        try:
+            _make_folder(file.parent)
+            copy = _free_name(file, "deleted")
+            with explained(self.address.public_url), self._engine.connect() as connection:
+                _copy(connection, copy)
+        except (StoreError, OSError):
+            return None
+        return copy
 
     def dispose(self) -> None:
         """Close all connections."""
+        self._inode = None
         self._engine.dispose()
 
     def _prepare_server(self, create: bool) -> list[str]:
@@ -128,7 +165,7 @@ class Database:
 
     def _put_aside(self, file: Path, damage: StoreCorrupt) -> str:
         self.dispose()
-        copy = _free_name(file)
+        copy = _free_name(file, "corrupt")
         # The log first: SQLite must never find it beside a new file.
         for suffix in ("-wal", "-shm", ""):
             part = file.with_name(file.name + suffix)
@@ -149,6 +186,41 @@ class Database:
             ) from error
         except OSError as error:
             raise StoreUnavailable(_unwritable(file.parent, error)) from error
+
+
+def is_deleted(inode: int) -> bool:
+    """Whether this process has a file open that has no name any more."""
+    for descriptor in _descriptors():
+        try:
+            status = descriptor.stat()
+        except OSError:
+            continue
+        if status.st_ino == inode and not status.st_nlink:
+            return True
+    return False
+
+
+def _descriptors() -> list[Path]:
+    """Return the open files of this process, where the system shows them."""
+    try:
+        return list(Path("/proc/self/fd").iterdir())
+    except OSError:
+        return []
+
+
+def _copy(connection: Connection, copy: Path) -> None:
+    """Write all that a connection reads into a new file."""
+    source: Any = connection.connection.driver_connection
+    with closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+
+
+def _inode(file: Path | None) -> int | None:
+    """Return the number of a file; None where it is not there."""
+    try:
+        return None if file is None else file.stat().st_ino
+    except OSError:
+        return None
 
 
 def _ready(connection: Connection, public_url: str, *, create: bool) -> bool:
@@ -236,13 +308,13 @@ def _unwritable(folder: Path, error: OSError) -> str:
     )
 
 
-def _free_name(file: Path) -> Path:
-    names = _numbered_names(file, _stem_of_copy(file))
+def _free_name(file: Path, why: str) -> Path:
+    names = _numbered_names(file, _stem_of_copy(file, why))
     return next(name for name in names if not name.exists())
 
 
-def _stem_of_copy(file: Path) -> str:
-    return f"{file.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+def _stem_of_copy(file: Path, why: str) -> str:
+    return f"{file.name}.{why}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
 
 
 def _numbered_names(file: Path, stem: str) -> Iterator[Path]:

@@ -31,15 +31,15 @@ def utc(created: str) -> str:
     Raises:
         StoreError: it is not an ISO 8601 time.
     """
-    time = _parsed_time(created)
-    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return _parsed_time(created).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _parsed_time(created: str) -> datetime:
     try:
-        return datetime.fromisoformat(created)
-    except ValueError as error:
+        time = datetime.fromisoformat(created)
+        aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+        return aware.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # within a day of the years 1 and 9999
         raise StoreError(
             f"{created!r} is not an ISO 8601 time, for example '2026-11-23T05:07:00+00:00'."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,11 @@ class StoreUnavailable(StoreError):
 
 
 class StoreBusy(StoreUnavailable):
-    """Another process writes to the store for longer than was waited. That is no outage."""
+    """Others keep the store busy for longer than was waited. That is no outage."""
+
+
+class StoreMoved(StoreUnavailable):
+    """The SQLite file was deleted, moved or replaced while it was open."""
 
 
 class StoreRefused(StoreError):
@@ -61,6 +66,18 @@ _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
+_SERVER_BUSY = {
+    "40001": "another transaction changed the same rows",
+    "40P01": "another transaction waited for the same rows",
+    "53300": "it has no connection left",
+    "55P03": "another session kept a lock for longer than it was waited for",
+    "57P03": "it is starting or stopping",
+}
+"""States of a PostgreSQL server that pass by themselves."""
+_NOT_CONNECTED = re.compile("too many (?:connections|clients)|connection slots are reserved")
+"""What it says where a refused connection has no state."""
+
+
 @contextmanager
 def explained(public_url: str) -> Iterator[None]:
     """Turn the drivers' errors into StoreErrors.
@@ -83,7 +100,10 @@ def _explain(error: DBAPIError, public_url: str) -> StoreError:
         return StoreRefused(f"store {public_url} refused a value: {reason}")
     if isinstance(error.orig, sqlite3.Error):
         return _explain_sqlite(error.orig, public_url)
-    return StoreUnavailable(f"store {public_url} cannot be reached, read or written: {reason}")
+    text = f"store {public_url} cannot be reached, read or written: {reason}"
+    state = getattr(error.orig, "sqlstate", None)
+    passing = _SERVER_BUSY.get("53300" if _NOT_CONNECTED.search(reason) else str(state))
+    return StoreBusy(f"{text} ({passing})") if passing else StoreUnavailable(text)
 
 
 def _explain_sqlite(error: sqlite3.Error, public_url: str) -> StoreError:

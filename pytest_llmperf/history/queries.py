@@ -95,6 +95,16 @@ def outcomes(database: Database, record_ids: Sequence[str]) -> dict[str, str]:
         return {by_stored[row.id]: row.outcome for row in connection.execute(query)}
 
 
+def of_ids(database: Database, record_ids: Sequence[str]) -> list[Record]:
+    """Return those of these records that are there."""
+    every = matching(test=None, series=None, environment=None, since=None)
+    rows: list[Record] = []
+    for start in range(0, len(record_ids), _PAGE):
+        ids = [storable(record_id) for record_id in record_ids[start : start + _PAGE]]
+        rows += records(database, every.where(RECORDS.c.id.in_(ids)), None)
+    return rows
+
+
 def tests(database: Database) -> list[str]:
     """Return every test, by one step through the index a test: no record is read."""
     smallest = func.min(RECORDS.c.test)
@@ -255,7 +265,7 @@ def measured(database: Database, names: Sequence[str]) -> list[MeasuredMetric]:
 
 def _measured_columns() -> list[ColumnElement[Any]]:
     facts = [name for name in MeasuredMetric.__struct_fields__ if name in RECORDS.c]
-    return _columns(RECORDS, facts) + _columns(METRICS, ("name", *_NUMBERS))
+    return _columns(RECORDS, facts) + _columns(METRICS, ("name", *_NUMBERS, "formula"))
 
 
 def _point(

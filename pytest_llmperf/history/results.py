@@ -57,3 +57,4 @@ class MeasuredMetric(Struct, frozen=True, kw_only=True):
     value: float | None
     low: float | None
     high: float | None
+    formula: str = ""

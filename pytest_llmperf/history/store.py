@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,8 +19,13 @@ from pytest_llmperf.errors import StoreError
 from pytest_llmperf.history import queries
 from pytest_llmperf.history.address import parse
 from pytest_llmperf.history.database import Database
-from pytest_llmperf.history.problems import StoreBusy, StoreCorrupt, StoreUnavailable
-from pytest_llmperf.history.results import MeasuredMetric, Point, Series
+from pytest_llmperf.history.problems import (
+    StoreBusy,
+    StoreCorrupt,
+    StoreMoved,
+    StoreUnavailable,
+)
+from pytest_llmperf.history.reader import Reader
 from pytest_llmperf.history.spool import Entry, Outcome, Spool
 
 BUSY_S = 10.0
@@ -74,7 +79,7 @@ def open_for_session(url: str, *, folder: Path | None = None, busy_s: float = BU
     return store
 
 
-class Store:
+class Store(Reader):
     """An open history. One process, one thread; several processes may each open the same one.
 
     `notices` are sentences the user should read: a damaged file put aside, records sent from or
@@ -82,14 +87,15 @@ class Store:
     """
 
     def __init__(self, database: Database, spool: Spool) -> None:
+        super().__init__(database)
         self.notices: list[str] = []
-        self._database = database
         self._spool = spool
         self._unavailable = False
         self._retry_s = RETRY_S[0]
         self._retry_at_s = 0.0
         self._has_spooled_here = False
         self._unsaved: list[Entry] = []
+        self._written_ids: list[str] = []
 
     @property
     def has_spooled(self) -> bool:
@@ -153,83 +159,10 @@ class Store:
             )
         )
 
-    def records(
-        self,
-        *,
-        test: str | None = None,
-        series: str | None = None,
-        environment: str | None = None,
-        limit: int | None = None,
-        since: str | None = None,
-        oldest_first: bool = False,
-    ) -> Iterator[Record]:
-        """Records, newest first unless `oldest_first`.
-
-        Those of the same moment in the order in which they were added.
-
-        `test` is a node id, `series` a series key, `environment` an environment key, `since` an ISO
-        8601 time (inclusive).
-
-        No transaction is held while the caller works. Raises StoreError for a record of a newer
-        schema.
-        """
-        query = queries.matching(test=test, series=series, environment=environment, since=since)
-        return queries.records(self._database, query, limit, oldest_first=oldest_first)
-
-    def find(self, start: str) -> list[Record]:
-        """Records whose id begins with `start`, else those whose session id or series key does.
-
-        Oldest first.
-        """
-        for query in (
-            queries.beginning_with(record=start),
-            queries.beginning_with(session=start),
-            queries.beginning_with(series=start),
-        ):
-            matches = list(queries.records(self._database, query, None, oldest_first=True))
-            if matches:
-                return matches
-        return []
-
-    def find_commit(self, start: str) -> list[Record]:
-        """Records of a project whose commit began with `start` and had no uncommitted changes.
-
-        Oldest first. Reads all.
-        """
-        every = self.records(oldest_first=True)
-        return [record for record in every if _is_of_commit(record.environment.facts, start)]
-
-    def tests(self) -> list[str]:
-        """The node ids of all tests that have a record, sorted. Quick also in a large store."""
-        return queries.tests(self._database)
-
-    def series(self, *, test: str | None = None) -> list[Series]:
-        """Every series with its count and its newest record, most recent first."""
-        return queries.all_series(self._database, test=test)
-
-    def points(
-        self, series: str, metric: str, *, environment: str | None = None, limit: int | None = None
-    ) -> list[Point]:
-        """One metric over a series, newest first, without reading whole records.
-
-        `environment` is an environment key.
-        """
-        return queries.points(self._database, series, metric, limit, environment=environment)
-
-    def facts(self, record_ids: Sequence[str]) -> dict[str, queries.Facts]:
-        """The facts of the environments of these records, without reading whole records."""
-        return queries.facts(self._database, record_ids)
-
-    def measured(self, names: Sequence[str]) -> list[MeasuredMetric]:
-        """What advice is made of, over all series, newest first (see `history.advice`)."""
-        return queries.measured(self._database, names)
-
-    def metric_names(self) -> list[str]:
-        """Names of the metrics that the newest records have, sorted."""
-        return queries.metric_names(self._database)
-
     def close(self) -> None:
         """Send what the spool holds if the store failed before, then close.
+
+        What this session had written to a file that is not at its place any more is written again.
 
         Raises:
             StoreError: records could be kept nowhere; it says how many.
@@ -272,8 +205,11 @@ class Store:
         self._set_unavailable(error)
 
     def _save(self, entry: Entry) -> bool:
+        self._require_in_place()
         if self._unavailable and time.monotonic() >= self._retry_at_s:
             self._try_again()
+        if isinstance(entry, Record):
+            self._written_ids.append(entry.id)
         if self._unavailable or not self._try_to_write(entry):
             self._spool_unsaved(entry)
         return not self._unavailable
@@ -287,6 +223,9 @@ class Store:
     def _try_to_write(self, entry: Entry) -> bool:
         try:
             queries.write(self._database, entry)
+        except StoreMoved as moved:
+            self._hold_what_was_written(moved)
+            return False
         except StoreUnavailable as error:
             self._set_unavailable(error)
             return False
@@ -326,12 +265,37 @@ class Store:
             self.notices.append(f"{sent} spooled entries were sent to {self.public_url}.")
 
     def _flush(self) -> None:
+        self._require_in_place()
         if not self._unavailable:
             return
         try:
             self._resume()
         except StoreError as error:
             self._flush_failed(error)
+
+    def _require_in_place(self) -> None:
+        """Look once more whether the file is at its place, where this session wrote to it."""
+        if self._unavailable or not self._written_ids:
+            return
+        try:
+            self._database.require_in_place()
+        except StoreMoved as moved:
+            self._hold_what_was_written(moved)
+
+    def _hold_what_was_written(self, moved: StoreMoved) -> None:
+        """Take this session's records out of the file that is gone, to write them anew."""
+        try:
+            written = queries.of_ids(self._database, self._written_ids)
+        except StoreError:
+            written = []
+        copy = self._database.keep_deleted()
+        kept_as = "" if copy is None else f" All that it held was kept as {copy}."
+        again = f"The {len(written)} runs that this session had stored are stored again"
+        self.notices.append(f"{moved} {again}, at its old place.{kept_as}")
+        self._unsaved = [*written, *self._unsaved]
+        self._database.dispose()
+        self._unavailable = True
+        self._retry_at_s = 0.0
 
     def _resume(self) -> None:
         """Send what waits, in its order. Raises StoreError."""
@@ -372,10 +336,6 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _is_of_commit(facts: Mapping[str, Any], commit: str) -> bool:
-    return str(facts.get("git_commit") or "").startswith(commit) and not facts.get("git_dirty")
 
 
 def _make(url: str, folder: Path | None, busy_s: float) -> Store:

@@ -201,7 +201,7 @@ def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 def _parsed(line: bytes) -> _Line:
     try:
         inner = msgspec.json.decode(line, type=_AcceptedLine).accepted
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, RecursionError):
         return record_json.decode(line)
     return accept.parsed(bytes(inner))
 

@@ -1,6 +1,6 @@
-"""Peak growth of this process's resident memory over a region.
+"""Peak of this process's resident memory over a region, and how much it grew.
 
-It comes from Linux's own high-water mark where that can be reset.
+They come from Linux's own high-water mark where that can be reset.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ SAMPLING_INTERVAL_S = 0.002
 
 
 class RssRegion(Protocol):
-    """A context manager; `growth_bytes` is valid after leaving it.
+    """A context manager; `peak_bytes` and `growth_bytes` are valid after leaving it.
 
-    `source` names how it was measured.
+    The peak holds all that the process has, the weights included; the growth is the peak minus what
+    it had before. `source` names how they were measured.
     """
 
+    peak_bytes: int
     growth_bytes: int
     source: str
 
@@ -35,7 +37,7 @@ class RssRegion(Protocol):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Stop watching and set the growth."""
+        """Stop watching and set both."""
 
 
 def rss_region() -> RssRegion:
@@ -71,12 +73,12 @@ def return_free_heap() -> bool:
 
 
 class HighWaterRegion:
-    """VmHWM after the region minus VmRSS before it. Exact: the kernel follows every page."""
+    """VmHWM after the region, and less VmRSS before it. Exact: the kernel follows every page."""
 
     source = "VmHWM"
 
     def __init__(self) -> None:
-        self.growth_bytes = 0
+        self.peak_bytes = self.growth_bytes = 0
         self._before = 0
 
     def __enter__(self) -> Self:
@@ -91,11 +93,12 @@ class HighWaterRegion:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self.growth_bytes = max(0, _status_bytes("VmHWM") - self._before)
+        self.peak_bytes = _status_bytes("VmHWM")
+        self.growth_bytes = max(0, self.peak_bytes - self._before)
 
 
 class SampledRegion:
-    """The largest of RSS samples 2 ms apart, minus RSS before.
+    """The largest of RSS samples 2 ms apart, and less RSS before.
 
     Misses peaks shorter than that; its source says so.
     """
@@ -103,15 +106,14 @@ class SampledRegion:
     source = f"RSS sampled every {SAMPLING_INTERVAL_S * 1e3:g} ms"
 
     def __init__(self) -> None:
-        self.growth_bytes = 0
+        self.peak_bytes = self.growth_bytes = 0
         self._before = 0
-        self._peak = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="rss-sampler")
 
     def __enter__(self) -> Self:
         return_free_heap()
-        self._before = self._peak = rss_bytes()
+        self._before = self.peak_bytes = rss_bytes()
         self._thread.start()
         return self
 
@@ -123,11 +125,12 @@ class SampledRegion:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self.growth_bytes = max(0, max(self._peak, rss_bytes()) - self._before)
+        self.peak_bytes = max(self.peak_bytes, rss_bytes())
+        self.growth_bytes = max(0, self.peak_bytes - self._before)
 
     def _watch(self) -> None:
         while not self._stop.wait(SAMPLING_INTERVAL_S):
-            self._peak = max(self._peak, rss_bytes())
+            self.peak_bytes = max(self.peak_bytes, rss_bytes())
 
 
 def _reset_high_water_mark() -> None:

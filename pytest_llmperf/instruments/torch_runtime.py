@@ -5,22 +5,19 @@ Imported in workers only.
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
 import psutil
 import torch
 
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges
+from pytest_llmperf.core.trace import EnergyReading, MemoryGauges
 from pytest_llmperf.errors import OutOfMemory
 from pytest_llmperf.instruments.cpu_memory import rss_bytes, rss_region
 from pytest_llmperf.instruments.cpu_time import ON_A_GPU
@@ -33,27 +30,17 @@ from pytest_llmperf.instruments.telemetry import (
     Watch,
 )
 
-COPY_BUFFER_BYTES = {"cuda": 2 * 2**30, "cpu": 192 * 2**20}
-"""Each of two buffers: 40 times the L2 of an H200.
-
-On a CPU six times a 32 MiB L3 and below a tenth of a second a copy.
-"""
-
-COPY_REPEATS = {"cuda": 30, "cpu": 7}
-MATMUL_REPEATS = {"cuda": 12, "cpu": 3}
-MATMUL_SIZE = {"cuda": 8192, "cpu": 1536}
-CPU_MATMUL_LIMIT_S = 0.25
-"""A dtype that the CPU emulates is measured on a smaller product, which stays under this time."""
-
 
 @dataclass
 class PeakRegion:
     """Peak memory of a region, filled when it ends.
 
-    Bytes; None with a reason in `reasons` where unknown.
+    Bytes; None with a reason in `reasons` where unknown. `growth` is what the peak is above what
+    was there before.
     """
 
     peak: int | None = None
+    growth: int | None = None
     reserved: int | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -84,19 +71,21 @@ class DeviceRuntime:
 
     @contextmanager
     def peak_memory(self) -> Iterator[PeakRegion]:
-        """Watch the region's peak: the allocator's on CUDA (reset before), RSS growth on a CPU."""
+        """Watch the region's peak: the allocator's on CUDA, the process's own on a CPU."""
         region = PeakRegion()
         if self.device.type == "cuda":
             self.synchronise()
             torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
             yield region
             self.synchronise()
             region.peak = torch.cuda.max_memory_allocated(self.device)
+            region.growth = region.peak - before
             region.reserved = torch.cuda.max_memory_reserved(self.device)
             return
         with rss_region() as watched:
             yield region
-        region.peak = watched.growth_bytes
+        region.peak, region.growth = watched.peak_bytes, watched.growth_bytes
         region.reasons = {"reserved": "a CPU has no caching allocator"}
 
     def memory(
@@ -109,6 +98,7 @@ class DeviceRuntime:
         return MemoryGauges(
             weights=weights,
             peak=region.peak,
+            growth=region.growth,
             reserved=region.reserved,
             process=_known(readings["process"]),
             device=_known(readings["device"]),
@@ -253,84 +243,3 @@ def measure_energy(
 def _too_short_text(elapsed_s: float) -> str:
     needed = f"an energy counter needs at least {MINIMUM_REGION_S:g} s"
     return f"the region lasted {elapsed_s:.2f} s; {needed}"
-
-
-def measure_ceilings(runtime: DeviceRuntime, dtypes: tuple[str, ...]) -> Ceilings:
-    """Measure what this device reaches in a plain copy and in dense square products.
-
-    It takes about 3 s on a CPU, less on a GPU.
-    """
-    rates = {name: matmul_flop_per_s(runtime, getattr(torch, name)) for name in dtypes}
-    return Ceilings(
-        device=runtime.name(),
-        copy_bytes_per_s=copy_bytes_per_s(runtime),
-        matmul_flop_per_s=rates,
-        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def copy_bytes_per_s(runtime: DeviceRuntime) -> float:
-    """Return the bytes read and written a second by a copy: the median of several.
-
-    The two buffers are far larger than the cache.
-    """
-    kind = runtime.device.type
-    source = torch.ones(COPY_BUFFER_BYTES[kind], dtype=torch.uint8, device=runtime.device)
-    target = torch.zeros_like(source)
-    seconds = _median_s(runtime, lambda: target.copy_(source), COPY_REPEATS[kind])
-    return 2 * source.nbytes / seconds
-
-
-def matmul_flop_per_s(runtime: DeviceRuntime, dtype: torch.dtype) -> float:
-    """Return 2 n^3 / time of an n x n product.
-
-    n is smaller where this dtype is slow (emulated on a CPU).
-    """
-    kind = runtime.device.type
-    size = MATMUL_SIZE[kind] if kind == "cuda" else _affordable_size(runtime, dtype)
-    return 2 * size**3 / _median_s(runtime, _product(runtime, dtype, size), MATMUL_REPEATS[kind])
-
-
-def _affordable_size(runtime: DeviceRuntime, dtype: torch.dtype) -> int:
-    probe = 256
-    seconds = _median_s(runtime, _product(runtime, dtype, probe), 2)
-    fits = probe * (CPU_MATMUL_LIMIT_S / seconds) ** (1 / 3)
-    return max(probe, min(MATMUL_SIZE["cpu"], int(fits) // 64 * 64))
-
-
-def _product(runtime: DeviceRuntime, dtype: torch.dtype, size: int) -> Callable[[], object]:
-    factors = [torch.randn(size, size, device=runtime.device).to(dtype) for _ in range(2)]
-    out = torch.empty_like(factors[0])
-    return lambda: torch.matmul(*factors, out=out)
-
-
-def _median_s(runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> float:
-    """Return the median time of one call, after two warm-up calls; by CUDA events on a GPU."""
-    for _ in range(2):
-        work()
-    timed = _cuda_times_s if runtime.device.type == "cuda" else _host_times_s
-    return statistics.median(timed(runtime, work, repeats))
-
-
-def _host_times_s(_runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter_ns()
-        work()
-        times.append((time.perf_counter_ns() - start) / 1e9)
-    return times
-
-
-def _timing_event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def _cuda_times_s(runtime: DeviceRuntime, work: Callable[[], object], repeats: int) -> list[float]:
-    with torch.cuda.device(runtime.device):
-        events = [_timing_event() for _ in range(repeats + 1)]
-        events[0].record()
-        for event in events[1:]:
-            work()
-            event.record()
-        runtime.synchronise()
-    return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]

@@ -17,6 +17,7 @@ from pytest_llmperf.names import (
     NAMED_FIXTURES,
     RANKS_MARKER,
 )
+from pytest_llmperf.plain_text import shown
 from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN
 from pytest_llmperf.plugin.bodies.hooks import Bodies
 from pytest_llmperf.plugin.files.ci import FILES, open_ci, say_of_session
@@ -257,7 +258,7 @@ def pytest_terminal_summary(
 
         write(terminalreporter, config, reports, disabled=value_of(config)("disable"))
     for lost in dict.fromkeys(config.stash.get(LOST, None) or ()):
-        terminalreporter.write_line(f"llmperf: {lost}", red=True)
+        terminalreporter.write_line(shown(f"llmperf: {lost}"), red=True)
 
 
 @pytest.hookimpl(trylast=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.against import NO_SERVING, SIDE_PLUGIN
+from pytest_llmperf.against import SIDE_PLUGIN
 from pytest_llmperf.errors import StoreError, UsageError
 from pytest_llmperf.plugin.declarations import Declarations, declared_by, refused_for
 from pytest_llmperf.plugin.fixtures import Fixtures
@@ -112,14 +112,12 @@ def _connect(core: LlmperfSession, config: pytest.Config) -> Comparison | None:
     if base_side is not None:
         base_side.join(core)
         core.stand_in = base_side
-        core.no_serving = NO_SERVING
         return None
     target = core.settings.against
     if target is None:
         return None
     comparison = _comparison(target, core, config)
     core.judges.append(comparison)
-    core.no_serving = NO_SERVING
     return comparison
 
 

@@ -12,6 +12,7 @@ from pytest_llmperf.core.record import UNFINISHED, Record, speed_metric
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome
 from pytest_llmperf.errors import LlmperfError, StoreError
 from pytest_llmperf.gate.gate import Regression
+from pytest_llmperf.plain_text import shown
 from pytest_llmperf.plugin.body_end import judge_end
 from pytest_llmperf.plugin.declarations import Declarations
 from pytest_llmperf.plugin.files.benchmark import TIMES
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 class LlmperfWarning(pytest.PytestWarning):
     """A claim that the data could not decide."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(shown(text))
 
 
 class Reporter:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from pytest_llmperf.plain_text import inert
+
 GAP = 2
 _PLAIN = str.maketrans(
     {
@@ -217,7 +219,7 @@ def wrap(text: str, width: int, indent: str = "  ", first: str = "") -> list[str
             lines.append(line)
             joined = indent + word
         line = joined
-    return [complete.replace(_NO_BREAK, " ") for complete in (*lines, line)]
+    return [inert(complete.replace(_NO_BREAK, " ")) for complete in (*lines, line)]
 
 
 def _words(text: str, width: int) -> list[str]:
@@ -235,10 +237,11 @@ def _words(text: str, width: int) -> list[str]:
 def showable(text: str, encoding: str | None) -> str:
     """Return `text` as one line for a terminal of this encoding.
 
-    Control characters are escaped, and our signs are in ASCII where the encoding lacks them. The
-    mark of a shortened text keeps its width, so that a table may be laid out first.
+    Control characters are escaped, workflow commands are broken up, and our signs are in ASCII
+    where the encoding lacks them. The mark of a shortened text keeps its width, so that a table may
+    be laid out first.
     """
-    line = "".join(map(_printable, text))
+    line = inert("".join(map(_printable, text)))
     try:
         line.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

@@ -19,6 +19,7 @@ from pytest_llmperf.engines.models.available import missing_model, missing_packa
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.settings.limits import checked_limits
+from pytest_llmperf.settings.server_target import with_server
 from pytest_llmperf.settings.settings import Settings
 from pytest_llmperf.strategies import check_engine_can, parse
 from pytest_llmperf.strategies.adapters import located
@@ -112,7 +113,7 @@ def load_plan(
         device=resolve_device(
             declared.device or settings.device, row.load_capabilities(), lambda: place.gpus
         ),
-        options=tuple(sorted(declared.options.items())),
+        options=tuple(sorted(with_server(declared.options, row.name, settings.server).items())),
         seed=declared.seed,
     )
     plan = _assistant_located(parsed.apply(bare), settings.root)

@@ -40,7 +40,7 @@ from pytest_llmperf.workloads import Prefill, PromptSet, Serve, TaskSet, Workloa
 if TYPE_CHECKING:
     from pytest_llmperf.session.session import LlmperfSession
 
-AGREEMENT_PROMPTS = "short-chat"
+AGREEMENT_PROMPTS = "agreement"
 
 
 @suggests_keywords
@@ -211,7 +211,8 @@ class Model(Suggests):
 
         Args:
             reference: usually `baseline`; its outputs are cached on disk by content hash.
-            prompts: real text (default: the bundled 'short-chat').
+            prompts: real text (default: the bundled 'agreement': chats, other scripts, code, and
+                texts of up to a thousand tokens).
             new_tokens: greedy tokens continued from each prompt.
             batch: prompts in one forward, the same on both sides.
             rule: what `.ok` applies, for example 'containment(k=5, horizon=32)+perplexity(1.01)';
@@ -233,7 +234,9 @@ class Model(Suggests):
         sides = f"{self.strategy} with {reference.strategy}"
         self._session.progress("comparing outputs", sides, None)
         candidate = self.load()
-        result = agreement.compare(candidate, reference.seen, reference.load, question, rule)
+        result = agreement.compare(
+            candidate, reference.seen, reference.load, question, rule, self.load
+        )
         self._session.recorder.agree(candidate, question, result)
         return result
 

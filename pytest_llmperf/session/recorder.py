@@ -21,7 +21,7 @@ from pytest_llmperf.core.benchmark import BENCHMARK, TIME, time_value
 from pytest_llmperf.core.environment import environment_key
 from pytest_llmperf.core.foreign_load import MARKED, was_under_load
 from pytest_llmperf.core.metrics.quantities import TABLE
-from pytest_llmperf.core.metrics.results import metric_value
+from pytest_llmperf.core.metrics.results import NO_SERVER, metric_value
 from pytest_llmperf.core.metrics.serving import NO_SUCH
 from pytest_llmperf.core.record import AGREEMENT, TASKS, ClaimRecord, Record
 from pytest_llmperf.core.verdicts.judge import Finding
@@ -296,7 +296,7 @@ class Recorder:
             side.workload,
             side.workload_text,
             effective=side.effective,
-            metrics=tuple(value for value in values if value.reason != NO_SUCH),
+            metrics=tuple(value for value in values if value.reason not in (NO_SUCH, NO_SERVER)),
             samples=side.result.samples(),
             warm_up=side.warm_up,
             marks=side.marks,

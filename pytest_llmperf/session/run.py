@@ -22,6 +22,7 @@ from pytest_llmperf.core.metrics.results import RunResult
 from pytest_llmperf.core.metrics.scaling import scaled, scales
 from pytest_llmperf.core.trace import Trace
 from pytest_llmperf.core.verdicts.processes import KnownSpread, Processes
+from pytest_llmperf.errors import BeyondCeiling
 from pytest_llmperf.session import ceilings as device_ceilings
 from pytest_llmperf.session.measured import Acquire, Measured
 from pytest_llmperf.session.processes.blocks import Fresh, sample_processes, valid_sizes
@@ -273,7 +274,7 @@ class WarmModel:
             known=known,
             disturbed=any(is_beside_load(ran.trace.marks) for ran in used),
         )
-        result = reduce(self._traces(sampled.valid), workload, around, origin)
+        result = self._result(self._traces(sampled.valid), around, origin)
         return Measured(
             model=model,
             effective=self.effective,
@@ -286,6 +287,14 @@ class WarmModel:
             processes=process_facts(result, sampled.processes, known),
             extra=self._extra(result, around, sampled.valid),
         )
+
+    def _result(self, traces: list[Trace], around: Readings, origin: Origin) -> RunResult:
+        """Reduce; ceilings that a run went beyond are measured again by the next one."""
+        try:
+            return reduce(traces, self.repeater.workload, around, origin)
+        except BeyondCeiling:
+            device_ceilings.forget(self.repeater.current())
+            raise
 
     def _traces(self, valid: tuple[int, ...]) -> list[Trace]:
         return [self.side.runs[index].trace for index in valid]
@@ -316,6 +325,7 @@ def read_around(model: OpenModel, workload: Workload, side: Side) -> Readings:
         memory=memory.ranks or (() if memory.memory is None else (memory.memory,)),
         energy=energy.energy,
         load_s=model.opened.load_s,
+        startup=model.opened.startup,
         collectives=_collectives(model, workload, repetition + 2),
     )
 

@@ -13,6 +13,7 @@ from pytest_llmperf.core.foreign_load import is_beside_load, is_foreign, under_l
 from pytest_llmperf.core.loaded import ServingRun
 from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.results import RunResult
+from pytest_llmperf.core.metrics.servers.life import ServerLife
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.core.verdicts.processes import Processes
@@ -40,13 +41,17 @@ ONE_SERVER = "a load is put on one server, as it was started"
 
 @dataclass
 class ServerRuns:
-    """One server under one load, and every run that was made so far."""
+    """One server under one load, and every run that was made so far.
+
+    `first` numbers the prompts of the first run.
+    """
 
     acquire: Acquire
     workload: Serve
     program: str
     runs: list[ServingRun] = field(default_factory=list)
     allow_load: bool = False
+    first: int = 0
 
     @property
     def title(self) -> str:
@@ -64,11 +69,11 @@ class ServerRuns:
 
     def warm_up(self) -> None:
         """Send a few requests that no run repeats."""
-        _call(self.acquire(), _warm_up(self.workload), WARM_UP)
+        _call(self.acquire(), _warm_up(self.workload), WARM_UP + self.first)
 
     def once(self) -> None:
         """Run the load once more, with prompts of its own."""
-        repetition = len(self.runs)
+        repetition = self.first + len(self.runs)
         self.runs.append(_call(self.acquire(), self.workload, repetition, self.program))
 
 
@@ -208,6 +213,7 @@ def _warm_up(workload: Serve) -> Serve:
         concurrency=lines,
         rate=None,
         traffic=None,
+        conversations=None,
         arrivals="poisson",
         burstiness=1.0,
         duration=None,
@@ -268,7 +274,9 @@ def _measured(
         known=processes.known,
         disturbed=any(is_beside_load(run.marks) for run in runs),
     )
-    result = reduce_serving([run.trace for run in runs], workload, load_s, origin)
+    opened = model.opened
+    life = ServerLife(startup=opened.startup, memory=opened.memory)
+    result = reduce_serving([run.trace for run in runs], workload, load_s, origin, life)
     return Measured(
         model=model,
         effective=model.opened.effective,

@@ -29,7 +29,12 @@ from pytest_llmperf.session.judges import Judge, Measurement, StandIn
 from pytest_llmperf.session.measured import Loadable, Measured, Work
 from pytest_llmperf.session.places import allows_load, looks_at_load, place_of_models
 from pytest_llmperf.session.processes.known import known_spreads
-from pytest_llmperf.session.processes.renewal import Renewal, are_alike, why_not_renewed
+from pytest_llmperf.session.processes.renewal import (
+    Renewal,
+    are_alike,
+    runs_by_itself,
+    why_not_renewed,
+)
 from pytest_llmperf.session.recorder import Recorder
 from pytest_llmperf.session.run import GIVEN_UP, measure, run_once
 from pytest_llmperf.session.sampling import Goal
@@ -57,8 +62,7 @@ class LlmperfSession:
     """Takes a declared test to a recorded verdict.
 
     It is made when the first llmperf test is collected. `judges` judge each measurement, in their
-    order; `stand_in` measures in place of the session; `no_serving` says why traffic on servers is
-    not measured, where it is not.
+    order; `stand_in` measures in place of the session.
     """
 
     def __init__(self, settings: Settings, show: ShowProgress) -> None:
@@ -79,7 +83,6 @@ class LlmperfSession:
         self.gate = self._gate()
         self.judges: list[Judge] = [] if self.gate is None else [self.gate]
         self.stand_in: StandIn | None = None
-        self.no_serving = ""
         self._show = show
         self._declared = Declaration()
 
@@ -142,9 +145,6 @@ class LlmperfSession:
         """
         if self.settings.disable:
             return [_unmeasured(model, workload) for model in models]
-        if self.no_serving and isinstance(workload, Serve):
-            self.note(self.no_serving)
-            return [RunResult.unmeasured(self.no_serving, UnjudgedQuantity) for _ in models]
         if self.stand_in is not None:
             return self.stand_in.measure(models, workload)
         measured = self._sample(models, workload, processes)
@@ -154,10 +154,12 @@ class LlmperfSession:
     def renew(self, models: Sequence[Loadable]) -> bool:
         """Let these models be loaded in fresh workers when next used.
 
-        Returns False where the test itself holds one.
+        Returns False where one cannot be had fresh: the test itself holds it, or it is a server
+        that runs by itself.
         """
-        renewed = [self.pool.renew(model.plan) for model in models]
-        return all(renewed)
+        plans = [model.plan for model in models]
+        renewed = [self.pool.renew(plan) for plan in plans]
+        return all(renewed) and not any(map(runs_by_itself, plans))
 
     def release_except(self, plans: Sequence[LoadPlan]) -> None:
         """Close the models that the next test does not use.
@@ -212,6 +214,7 @@ class LlmperfSession:
                 measured = sample(pair=pair)
         for side in measured:
             self._note_serving(side.result)
+            self._note_unproved(side)
         self._note_load(measured, beside)
         self._note_given_up(measured)
         took_s = round(time.monotonic() - start_s, 3)
@@ -313,6 +316,15 @@ class LlmperfSession:
         test = self.recorder.test.partition("::")[2]
         for text in result.serving.notes():
             self.note(f"{test} ({result.context}): {text}")
+
+    def _note_unproved(self, side: Measured) -> None:
+        """Note which settings of a server nothing proves."""
+        names = side.effective.unproved
+        if names:
+            self.note(
+                f"{side.result.subject or side.effective.engine}: the server neither says nor "
+                f"shows its {', '.join(names)}: not proved"
+            )
 
     def _gate(self) -> Gate | None:
         if self.settings.gate is None:

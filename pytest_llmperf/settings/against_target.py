@@ -1,4 +1,4 @@
-"""What `--llmperf-against VALUE` names: a git revision, a folder, or an interpreter."""
+"""What `--llmperf-against VALUE` names: a git revision, a folder, an interpreter, or a server."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Literal
 from msgspec import Struct
 
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.secrets import masked
 from pytest_llmperf.settings.git import commit_of, is_shallow, refusal, top_level
+from pytest_llmperf.settings.server_target import find_server, is_server
 
 OFF = frozenset({"", "off", "no", "none", "false", "0"})
 _HOW = (
-    "A git revision (origin/main), a folder (../before) "
-    "or an interpreter (.venv-old/bin/python) is needed."
+    "A git revision (origin/main), a folder (../before), "
+    "an interpreter (.venv-old/bin/python) or a server (a URL, image:NAME, command:…) is needed."
 )
 
 
@@ -22,10 +24,10 @@ class Target(Struct, frozen=True, kw_only=True):
     """The other version.
 
     `path` is a folder, an interpreter, or for a revision the work tree's root; `text` what was
-    written.
+    written. Of a server it is the project's root: both sides have one tree.
     """
 
-    kind: Literal["revision", "folder", "interpreter"]
+    kind: Literal["revision", "folder", "interpreter", "server"]
     text: str
     path: Path
     commit: str | None = None
@@ -33,6 +35,8 @@ class Target(Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """The name that messages use: "origin/main (1a2b3c4d)"."""
+        if self.kind == "server":
+            return masked(self.text)
         if self.commit is None or self.commit.startswith(self.text):
             return self.text
         return f"{self.text} ({self.commit[:8]})"
@@ -44,12 +48,15 @@ def find_target(text: str, root: Path) -> Target | None:
     What looks like a path is one (`./main`); anything else is first taken for a revision.
 
     Raises:
-        UsageError: it is none of the three.
+        UsageError: it is none of the four.
 
     """
     text = text.strip()
     if text.lower() in OFF:
         return None
+    if is_server(text):
+        find_server(text, "--llmperf-against")
+        return Target(kind="server", text=text, path=root)
     path = _path(text, root)
     if _is_path_like(text) or (commit := _commit(text, root)) is None:
         return _path_target(text, path, root)

@@ -148,9 +148,14 @@ OPTIONS = (
     ),
     Option(
         name="against",
-        metavar="REV|DIR|PYTHON",
+        metavar="REV|DIR|PYTHON|SERVER",
         help="measure each test side by side with the same test at this git revision, "
-        "in this folder, or under this interpreter",
+        "in this folder, under this interpreter, or on this server (as --llmperf-server)",
+    ),
+    Option(
+        name="server",
+        metavar="URL|image:NAME|command:…|program:PATH|args:…",
+        help="the server that tests of server engines are measured on, in the place of their own",
     ),
     Option(
         name="against-limits",

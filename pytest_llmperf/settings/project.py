@@ -62,6 +62,9 @@ def find_project(start: Path) -> Project:
     return Project(root=next(fallback, start))
 
 
+_UNREADABLE = (ValueError, configparser.Error, OSError, RecursionError)
+
+
 def native_text(file: Path | None, name: str) -> str | None:
     """The text of an option that stands as a number or a truth value in a TOML file, else None.
 
@@ -81,7 +84,7 @@ def _options(file: Path) -> Mapping[str, Any] | None:
         return None
     try:
         options = _toml(file) if file.suffix == ".toml" else _ini(file)
-    except (tomllib.TOMLDecodeError, configparser.Error, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise UsageError(
             f"{file} cannot be read: {error}. Mend it, or say which history with --store URL."
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pytest_llmperf.settings.options import OPTIONS, Option
 
 if TYPE_CHECKING:
     from pytest_llmperf.settings.against_target import Target
+    from pytest_llmperf.settings.server_target import ServerTarget
 
 DEVICES = ("auto", "cuda", "cpu")
 START_METHODS = ("forkserver", "spawn")
@@ -37,6 +39,7 @@ class Settings:
     against_limits: dict[str, float] | None
     against_budget_s: float
     against_build: str
+    server: ServerTarget | None
     start_method: str
     device: str
     gpus: str
@@ -92,6 +95,7 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         device=READERS["device"](values["device"]),
         start_method=READERS["start-method"](values["start-method"]),
         cluster=read_cluster(values["cluster"], values["against"]),
+        server=READERS["server"](values["server"]),
         strategies=READERS["strategy"](values["strategy"]),
         reference=READERS["reference"](values["reference"]),
         precision=READERS["precision"](values["precision"]),
@@ -118,16 +122,6 @@ def _judged(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
         "against_limits": READERS["against-limits"](values["against-limits"]),
         "waivers": root / values["waivers"],
     }
-
-
-def cache_dir() -> Path:
-    """The folder of converted models, baselines and device ceilings.
-
-    That is $LLMPERF_CACHE, or in the user's cache folder.
-    """
-    if configured := os.environ.get("LLMPERF_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-llmperf"
 
 
 def _choice(
@@ -197,6 +191,12 @@ def _against_limits(text: str) -> dict[str, float] | None:
     return parse_limits(text, "--llmperf-against-limits") if text.strip() else None
 
 
+def _server(text: str) -> ServerTarget | None:
+    from pytest_llmperf.settings.server_target import find_server  # noqa: PLC0415 - as above
+
+    return find_server(text)
+
+
 def positive(name: str, value: str) -> float:
     """The number that an option has. Raises UsageError for any that is not above 0."""
     try:
@@ -217,11 +217,14 @@ def _plain_number(value: str) -> str:
     return number if number.replace(".", "", 1).isdecimal() and float(number) > 0 else ""
 
 
+_COUNT = re.compile("0*[1-9][0-9]{0,8}", re.ASCII)
+
+
 def _processes(text: str) -> int | None:
     """The number of processes, None for as many as pay."""
     if text.strip() == "auto":
         return None
-    if not text.strip().isdecimal() or int(text) < 1:
+    if not _COUNT.fullmatch(text.strip()):
         raise UsageError(
             f"--llmperf-processes={text!r}: a whole number of at least 1 is needed, or auto."
         )
@@ -230,7 +233,7 @@ def _processes(text: str) -> int | None:
 
 def sessions(text: str) -> int:
     """The number of sessions of --llmperf-record. Raises UsageError."""
-    if not text.strip().isdecimal() or int(text) < 1:
+    if not _COUNT.fullmatch(text.strip()):
         raise UsageError(
             f"--llmperf-record={text!r}: a whole number of at least 1 is needed. "
             "The gate needs 8 sessions: --llmperf-record=8."
@@ -268,6 +271,7 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
     "strategy": _strategies,
     "reference": lambda text: _strategy("reference", text),
     "against-limits": _against_limits,
+    "server": _server,
     "precision": lambda text: positive("precision", text) / 100,
     "processes": _processes,
     "python": _interpreters,

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from pytest_llmperf.core.effective import Effective, Promise
+from pytest_llmperf.core.effective import (
+    LARGE_SHARE,
+    PLAIN_FLOATS,
+    ComputeGroup,
+    Effective,
+    Promise,
+)
+
+SMALL_SHARE = 0.005
+"""What linear layers may compute in another dtype, as a share of all products with weights."""
 
 
 def weights_are(part: str, dtype: str, *, unquantized: bool = False) -> Promise:
@@ -38,10 +47,12 @@ def weights_as_in_checkpoint(part: str, *, unquantized: bool = False) -> Promise
 
 
 def computes_in(part: str, dtype: str) -> Promise:
-    """Promise that a linear layer's output in a probe forward has `dtype`."""
-    return Promise(
-        f"compute is {dtype}", lambda e: _differs("compute", e.compute_dtype, dtype), part=part
-    )
+    """Promise that weights are multiplied in `dtype` in a probe forward, and give it out.
+
+    That is every linear layer but those that the architecture keeps apart, and all but a twentieth
+    of the other products: routers compute in float32.
+    """
+    return Promise(f"compute is {dtype}", lambda e: _other_compute(e, dtype), part=part)
 
 
 def autocast_is(part: str, dtype: str | None) -> Promise:
@@ -68,7 +79,7 @@ def cache_is_static(part: str) -> Promise:
 
 
 def is_compiled(part: str, mode: str) -> Promise:
-    """Promise that at least one graph was compiled.
+    """Promise that compiled graphs ran all but a twentieth of a step's products with weights.
 
     Mode "default" leaves the choice to the engine; another must be the one in use.
     """
@@ -78,6 +89,37 @@ def is_compiled(part: str, mode: str) -> Promise:
         when="warm",
         part=part,
     )
+
+
+def _other_compute(effective: Effective, dtype: str) -> str | None:
+    others = [group for group in effective.computes if not _computes_in(group, dtype)]
+    linear_share = sum(group.share for group in others if group.linear)
+    share = sum(group.share for group in others)
+    if linear_share <= SMALL_SHARE and share <= LARGE_SHARE:
+        return _differs("compute", effective.compute_dtype, dtype)
+    if all(group in others for group in effective.computes):
+        only = {group.dtype for group in others} | {group.output for group in others}
+        if len(only) == 1:
+            return _differs("compute", only.pop(), dtype)
+    modules = sum(group.modules for group in effective.computes)
+    listed = ", ".join(map(_in_words, others))
+    return f"{listed} (of {modules} modules with weights), asked for {dtype}"
+
+
+def _computes_in(group: ComputeGroup, dtype: str) -> bool:
+    return group.fixed_dtype or (group.dtype == dtype and group.output == dtype)
+
+
+def _in_words(group: ComputeGroup) -> str:
+    """Say which modules compute otherwise.
+
+    For example: `12 linear layers compute in float32, 63 % of the products, like layers.0.mlp.up`.
+    """
+    kind = "linear layers" if group.linear else "modules"
+    output = "" if group.output == group.dtype else f" and give out {group.output}"
+    share = f"{100 * group.share:.0f} % of the products"
+    example = group.example or "the model itself"
+    return f"{group.modules} {kind} compute in {group.dtype}{output}, {share}, like {example}"
 
 
 def _unlike_checkpoint(effective: Effective, *, unquantized: bool) -> str | None:
@@ -99,6 +141,13 @@ def _no_static_cache(effective: Effective) -> str | None:
 def _not_compiled(effective: Effective, mode: str) -> str | None:
     if effective.compiled_graphs < 1:
         return f"{effective.compiled_graphs} graphs were compiled, asked for at least 1"
+    share = effective.compiled_share
+    if share is not None and share < 1 - LARGE_SHARE:
+        reasons = "; ".join(effective.notes) or "torch does not say why"
+        return (
+            f"{100 * share:.0f} % of the products with weights ran in compiled graphs, asked for "
+            f"all but {100 * LARGE_SHARE:.0f} % ({reasons})"
+        )
     if mode == "default" and effective.compile_mode is not None:
         return None
     return _differs("compile mode", effective.compile_mode, mode)
@@ -125,12 +174,26 @@ def _wrong_weights(effective: Effective, dtype: str, *, unquantized: bool) -> st
         and not group.fixed_dtype
         and not (unquantized and group.quantized)
     )
+    matrices = _totals(
+        (group.dtype, group.tensors)
+        for group in effective.other_matrices
+        if not group.fixed_dtype and not (unquantized and group.dtype not in PLAIN_FLOATS)
+    )
+    if set(matrices) - {dtype}:
+        return _other_matrices(effective, dtype)
     for title, totals in (("linear layers", layers), ("parameters", tensors)):
         if set(totals) - {dtype}:
             return _other_dtypes(totals, dtype, title, effective.model_class)
     if not layers and not tensors:
         return f"no weights were found ({effective.model_class}), asked for {dtype}"
     return None
+
+
+def _other_matrices(effective: Effective, dtype: str) -> str:
+    """Return which matrices that are no linear layers have another dtype."""
+    groups = [group for group in effective.other_matrices if group.dtype != dtype]
+    listed = "; ".join(map(str, groups))
+    return f"matrices that are no linear layers ({listed}) are not {dtype}, which was asked for"
 
 
 def _wrong_report(reported: str, dtype: str) -> str | None:

@@ -7,7 +7,7 @@ import math
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.loaded import ModelFacts
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.trace import Ceilings, MemoryGauges
+from pytest_llmperf.core.trace import Ceilings, MemoryGauges, StepCost
 from pytest_llmperf.engines.base import LoadedModel
 from pytest_llmperf.testing.bench import DECODE, Bench, Findings
 
@@ -143,6 +143,12 @@ def _rates(ceilings: Ceilings) -> list[float]:
     return [ceilings.copy_bytes_per_s, *matmul]
 
 
+def _holds_a_past(step: StepCost) -> bool:
+    """Whether a step reads keys and values, or the states of a model without attention."""
+    in_windows = sum(window.kv_bytes_per_token for window in step.windows)
+    return step.kv_bytes_per_token + in_windows + step.state_bytes > 0
+
+
 def sane_cost(model: LoadedModel, _bench: Bench) -> Findings:
     """Yield a cost of a step that is missing or impossible."""
     step, weights = model.run(DECODE, 0).step, model.opened().effective.weights_bytes
@@ -153,5 +159,5 @@ def sane_cost(model: LoadedModel, _bench: Bench) -> Findings:
             f"a step reads {step.weight_bytes_read} B of weights; "
             f"it must be above 0 and at most the {weights} B there are"
         )
-    elif step.flops_per_token <= 0 or step.kv_bytes_per_token <= 0:
+    elif step.flops_per_token <= 0 or not _holds_a_past(step):
         yield f"the cost of a step is impossible: {step}"

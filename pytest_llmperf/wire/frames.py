@@ -41,7 +41,7 @@ def frame(message: msgspec.Struct) -> bytes:
         payload = msgspec.msgpack.encode(message)
     except (TypeError, ValueError, OverflowError) as error:
         raise WireError(f"a {type(message).__name__} cannot be sent: {error}.") from error
-    _check_size(len(payload), f"a {type(message).__name__} cannot be sent")
+    _check_size(len(payload), f"a {type(message).__name__} cannot be sent", MAX_FRAME_BYTES)
     return len(payload).to_bytes(_HEADER_BYTES, "big") + payload
 
 
@@ -52,12 +52,18 @@ class Wire(Generic[Incoming]):
         sock.setblocking(False)
         self._socket = sock
         self._decoder = decoder
+        self._largest_bytes = MAX_FRAME_BYTES
         self._buffer = bytearray()
         self._sending = threading.Lock()
 
     def fileno(self) -> int:
         """Return the socket's file descriptor, for a selector."""
         return self._socket.fileno()
+
+    def expect(self, decoder: msgspec.msgpack.Decoder[Incoming], *, largest_bytes: int) -> None:
+        """Take these messages alone from now on, and none that is larger."""
+        self._decoder = decoder
+        self._largest_bytes = largest_bytes
 
     def send(self, message: msgspec.Struct, *, timeout_s: float | None) -> None:
         """Send one message.
@@ -109,11 +115,12 @@ class Wire(Generic[Incoming]):
         if len(self._buffer) < _HEADER_BYTES:
             return None
         size = int.from_bytes(self._buffer[:_HEADER_BYTES], "big")
-        _check_size(size, "the stream is corrupt")
+        _check_size(size, "the stream is corrupt", self._largest_bytes)
         end = _HEADER_BYTES + size
         if len(self._buffer) < end:
             return None
-        payload = bytes(self._buffer[_HEADER_BYTES:end])
+        with memoryview(self._buffer) as buffer:
+            payload = bytes(buffer[_HEADER_BYTES:end])
         del self._buffer[:end]
         return payload
 
@@ -136,7 +143,7 @@ class Wire(Generic[Incoming]):
     def _decode(self, payload: bytes) -> Incoming:
         try:
             return self._decoder.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             start = payload[:16].hex(" ")
             raise WireError(
                 f"a frame of {len(payload)} bytes does not decode: {error}. "
@@ -155,9 +162,9 @@ def worker_end(sock: socket.socket) -> Wire[AnyCommand]:
     return Wire(sock, msgspec.msgpack.Decoder(AnyCommand))
 
 
-def _check_size(size: int, what: str) -> None:
-    if size > MAX_FRAME_BYTES:
-        raise WireError(f"{what}: a frame of {size} bytes; the limit is {MAX_FRAME_BYTES}.")
+def _check_size(size: int, what: str, largest_bytes: int) -> None:
+    if size > largest_bytes:
+        raise WireError(f"{what}: a frame of {size} bytes; the limit is {largest_bytes}.")
 
 
 def _end(timeout_s: float | None) -> float | None:

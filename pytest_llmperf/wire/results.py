@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import ModuleError
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.foreign_load import OthersWork
 from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
@@ -82,6 +83,12 @@ class ReferenceCompared(Struct, frozen=True, kw_only=True, tag=True):
     prompts: tuple[PromptComparison, ...]
 
 
+class LayersRead(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to WriteLayers and CompareLayers: the error of each module, in a pass's order."""
+
+    errors: tuple[ModuleError, ...]
+
+
 class AdaptersUsed(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to UseAdapters: the adapters in force, as the model's modules have them.
 
@@ -132,7 +139,8 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to MeasureBlock: the metrics of each side, and the seconds of warm-up and samples.
 
     A metric is None where it is not measurable; `reasons` then says why. `load` is what the side's
-    process cost; None from a side of an earlier version.
+    process cost; None from a side of an earlier version. `answers` are the texts that each side's
+    server gave, by the repetition whose prompts they answer.
     """
 
     values: tuple[dict[str, float | None], ...]
@@ -140,6 +148,7 @@ class BlockMeasured(Struct, frozen=True, kw_only=True, tag=True):
     spent_s: float
     load: Load | None = None
     others: OthersWork = OthersWork()
+    answers: tuple[dict[int, tuple[str, ...]], ...] = ()
 
 
 class BodyRan(Struct, frozen=True, kw_only=True, tag=True):
@@ -161,6 +170,7 @@ Result = (
     | EnergyRead
     | CollectivesRead
     | CeilingsRead
+    | LayersRead
     | ReferenceMade
     | ReferenceCompared
     | TopTokensRead

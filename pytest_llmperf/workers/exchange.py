@@ -25,6 +25,7 @@ from pytest_llmperf.errors import (
     WorkerHung,
     error_class,
 )
+from pytest_llmperf.wire import bounds
 from pytest_llmperf.wire.commands import Command
 from pytest_llmperf.wire.frames import WireClosed, WireError
 from pytest_llmperf.wire.messages import Failure, FromWorker, Heartbeat, Hello, Reply
@@ -42,6 +43,7 @@ ANSWERS: tuple[type[LlmperfError], ...] = (
 
 OnBeat = Callable[[Heartbeat], None]
 _TICK_S = 0.2
+_MOST_MESSAGES = 500  # of a rank that are read in a row
 _EXIT_S = 5.0
 _GRACE_S = 5.0
 _PEER_GRACE_S = 3.0
@@ -78,7 +80,9 @@ class Exchange:
 
         Raises WorkerHung.
         """
+        largest_bytes = bounds.largest_bytes(command)
         for worker in self._workers:
+            worker.wire.expect(bounds.decoder(type(command)), largest_bytes=largest_bytes)
             try:
                 worker.wire.send(command, timeout_s=self._left_s())
             except TimeoutError as error:
@@ -90,6 +94,8 @@ class Exchange:
 
     def greetings(self) -> dict[int, Hello]:
         """Return every rank's Hello. Raises WorkerDied, WorkerHung, WorkerError."""
+        for worker in self._workers:
+            worker.wire.expect(bounds.GREETINGS, largest_bytes=bounds.GREETING_BYTES)
         return self._collect(Hello, None)
 
     def replies(self, on_beat: OnBeat | None) -> dict[int, Reply]:
@@ -140,8 +146,12 @@ class Exchange:
         Raises WorkerDied when the rank is gone.
         """
         exited = worker.exited()
-        while (message := self._receive(worker)) is not None:
+        for _ in range(_MOST_MESSAGES):
+            message = self._receive(worker)
+            if message is None:
+                break
             self._heard_s[worker.rank] = time.monotonic()
+            self._require_own_rank(worker, message)
             if isinstance(message, kind):
                 return message
             if not isinstance(message, Heartbeat):
@@ -151,9 +161,19 @@ class Exchange:
                 )
             if on_beat is not None:
                 on_beat(message)
+        else:
+            return None  # it floods: the deadline is looked at in between
         if exited:
             raise self._died(worker)
         return None
+
+    def _require_own_rank(self, worker: Worker, message: FromWorker) -> None:
+        """Raise WorkerError for a message in the name of another rank."""
+        if message.rank != worker.rank:
+            raise WorkerError(
+                f"{self._who(worker)} sent a {type(message).__name__} as rank {message.rank}."
+                f"{_tail(worker)}"
+            )
 
     def _receive(self, worker: Worker) -> FromWorker | None:
         try:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import itertools
 import os
 import re
 import sys
 import time
+import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pytest_llmperf.engines import rendezvous
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.wire.commands import Close, Command, R, checked
 from pytest_llmperf.wire.messages import Reply
@@ -43,6 +46,15 @@ SILENCE_S = 60.0
 
 Loading a large shared library holds the interpreter, and no heartbeat is sent meanwhile.
 """
+
+_NOT_RUNNABLE = (FileNotFoundError, PermissionError, NotADirectoryError)
+_ADVICE = {
+    errno.EMFILE: " Raise the limit of open files (ulimit -n), or close some.",
+    errno.ENFILE: " The host has too many files open.",
+    errno.EAGAIN: " Raise the limit of processes (ulimit -u), or end some.",
+    errno.ENOMEM: " The host has too little memory.",
+    errno.ENOEXEC: " What --llmperf-python names is no program.",
+}
 
 _live: weakref.WeakSet[WorkerGroup] = weakref.WeakSet()
 _numbers = itertools.count(1)
@@ -293,7 +305,22 @@ class _RankStart:
     fork_failure: str = ""
 
     def start(self, *, rank: int, ranks: int, log: Path, env: Mapping[str, str]) -> WorkerProcess:
-        """Fork a rank where that can be, else start it as a program. Raises UsageError."""
+        """Fork a rank where that can be, else start it as a program.
+
+        Raises UsageError, and WorkerError where the system refuses what that takes.
+        """
+        try:
+            return self._start(rank, ranks, log, env)
+        except _NOT_RUNNABLE as error:
+            raise UsageError(
+                f"no worker could be started with the interpreter {self.python!r}: {error}."
+            ) from error
+        except OSError as error:
+            raise WorkerError(
+                f"no worker could be started: {error}.{_ADVICE.get(error.errno or 0, '')}"
+            ) from error
+
+    def _start(self, rank: int, ranks: int, log: Path, env: Mapping[str, str]) -> WorkerProcess:
         if not self.not_forked and not self.fork_failure:
             try:
                 return WorkerProcess.fork(
@@ -306,36 +333,26 @@ class _RankStart:
                 )
             except CannotForkError as error:
                 self.fork_failure = str(error)
-        return self._start_program(rank, ranks, log, env)
-
-    def _start_program(
-        self, rank: int, ranks: int, log: Path, env: Mapping[str, str]
-    ) -> WorkerProcess:
-        try:
-            return WorkerProcess.start(
-                python=self.python,
-                rank=rank,
-                world_size=ranks,
-                log=log,
-                env=env,
-                program=self.program,
-                cwd=self.cwd,
-            )
-        except OSError as error:
-            raise UsageError(
-                f"no worker could be started with the interpreter {self.python!r}: {error}."
-            ) from error
+        return WorkerProcess.start(
+            python=self.python,
+            rank=rank,
+            world_size=ranks,
+            log=log,
+            env=env,
+            program=self.program,
+            cwd=self.cwd,
+        )
 
 
 def _start_all(
     ranks: int, rank_start: _RankStart, *, log_dir: Path, env: Mapping[str, str], name: str
 ) -> tuple[WorkerProcess, ...]:
     """Start one process for each rank, or none: those that came up are killed when one does not."""
-    log_dir.mkdir(parents=True, exist_ok=True)
+    log_dir = logs.usable(log_dir)
     logs.prune(log_dir)
     stem = f"{file_stem(name)}-{os.getpid()}-{next(_numbers)}"
     port = free_port() if ranks > 1 else 0
-    base = {**os.environ, **env}
+    base = {**os.environ, **env, rendezvous.SECRET: uuid.uuid4().hex}
     workers: list[WorkerProcess] = []
     with contextlib.ExitStack() as started:
         for rank in range(ranks):

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
+import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from pytest_llmperf.errors import WorkerError
 
 LARGEST_BYTES = 64 * 2**20
 """A log that takes more is thinned."""
@@ -33,6 +38,7 @@ KEPT_FILES = 300
 KEPT_FOLDER_BYTES = 256 * 2**20
 """How large they may be together."""
 
+_FREE = "Make it writable, free some space, or name another temporary folder with TMPDIR."
 _LOOK_S = 0.25
 _BLOCK_BYTES = 512  # of stat(2)
 _KEEP_SIZE_AND_PUNCH_HOLE = 0x01 | 0x02  # fallocate(2)
@@ -44,9 +50,58 @@ _watchers: list[threading.Thread] = []
 
 
 def create(path: Path) -> BinaryIO:
-    """Open a new log to be written to its end, wherever that is after a cut."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    return os.fdopen(os.open(path, flags | os.O_CLOEXEC, 0o666), "ab")
+    """Open a new log to be written to its end, wherever that is after a cut.
+
+    Nobody else can read it: engines print addresses and prompts. Raises WorkerError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, flags, 0o600), "ab")
+    except OSError as error:
+        raise WorkerError(f"a worker's log cannot be written: {error}. {_FREE}") from error
+
+
+def usable(wanted: Path) -> Path:
+    """Return the folder for logs, made where it is missing.
+
+    Where it cannot be written (a read-only project, another user's folder) that is one of this
+    user's in the temporary folder. Raises WorkerError where that cannot be written either.
+    """
+    refusal = _refusal(wanted)
+    if not refusal:
+        return wanted
+    try:
+        own = _own_folder()
+    except OSError as error:
+        raise WorkerError(f"workers' logs can be written nowhere: {error}. {_FREE}") from error
+    if own_refusal := _refusal(own):
+        raise WorkerError(
+            f"workers' logs can be written nowhere: {refusal}; {own_refusal}. {_FREE}"
+        )
+    return own
+
+
+def _own_folder() -> Path:
+    """Return this user's folder in the temporary one, where others can make folders too.
+
+    Raises OSError where it is somebody else's.
+    """
+    folder = Path(tempfile.gettempdir()) / f"llmperf-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "not a folder of this user", str(folder))
+    return folder / "logs"
+
+
+def _refusal(folder: Path) -> str:
+    """Return why no file can be written in a folder, which is made where it is missing."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return str(error)
 
 
 def watch(path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -34,6 +35,8 @@ LAUNCHER_VARIABLES = (
 WORKER = ("-m", "pytest_llmperf.worker")
 """What the interpreter runs: the program of a worker."""
 
+_LOOPBACK = "127.0.0.1"
+_LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 _POLL_S = 0.02
 _STACKS_S = 3.0
 _REAP_S = 10.0
@@ -258,7 +261,7 @@ def exit_text(code: int | None) -> str:
 
 
 def rank_environment(
-    *, rank: int, ranks: int, port: int, base: Mapping[str, str], host: str = "127.0.0.1"
+    *, rank: int, ranks: int, port: int, base: Mapping[str, str], host: str = _LOOPBACK
 ) -> dict[str, str]:
     """Return `base` with the variables that torch.distributed reads, for more than one rank.
 
@@ -274,6 +277,9 @@ def rank_environment(
             "LOCAL_WORLD_SIZE": str(ranks),
         }
         env |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        if host == _LOOPBACK:  # else they listen where the host's name leads
+            env.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK_INTERFACE)
+            env.setdefault("NCCL_SOCKET_IFNAME", _LOOPBACK_INTERFACE)
         # Ranks of one host share its cores.
         env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     return env

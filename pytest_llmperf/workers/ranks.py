@@ -17,10 +17,17 @@ from typing import Any, TypeVar
 
 from msgspec import structs
 
-from pytest_llmperf.core.effective import Effective, LinearGroup, TensorGroup
+from pytest_llmperf.core.effective import ComputeGroup, Effective, LinearGroup, TensorGroup
 from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, Mark, MemoryGauges, StepCost
+from pytest_llmperf.core.trace import (
+    Ceilings,
+    EnergyReading,
+    Mark,
+    MemoryGauges,
+    StepCost,
+    added_up,
+)
 from pytest_llmperf.errors import RanksDisagree
 from pytest_llmperf.wire.commands import Command, R
 from pytest_llmperf.wire.results import (
@@ -136,11 +143,14 @@ def together(effective: Sequence[Effective], plan: LoadPlan) -> Effective:
     for field in _SAME:
         same(f"{field} in effect", [getattr(rank, field) for rank in effective])
     notes = chain.from_iterable(rank.notes for rank in effective)
+    compiled = [rank for rank in effective if rank.compiled_share is not None]
     return structs.replace(
         effective[0],
         tensors=_tensors(chain.from_iterable(rank.tensors for rank in effective)),
         linears=_linears(chain.from_iterable(rank.linears for rank in effective), plan),
+        computes=_computes(chain.from_iterable(rank.computes for rank in effective), plan),
         compiled_graphs=min(rank.compiled_graphs for rank in effective),
+        compiled_share=min((one.compiled_share or 0.0 for one in compiled), default=None),
         ranks=len(effective),
         shards=tuple(chain.from_iterable(rank.shards for rank in effective)),
         notes=tuple(dict.fromkeys(notes)),
@@ -164,6 +174,19 @@ def _linears(groups: Iterable[LinearGroup], plan: LoadPlan) -> tuple[LinearGroup
             group,
             layers=max(1, group.layers * plan.pp // plan.ranks),
             elements=group.elements // (plan.dp * plan.fsdp),
+        )
+        for group in summed
+    )
+
+
+def _computes(groups: Iterable[ComputeGroup], plan: LoadPlan) -> tuple[ComputeGroup, ...]:
+    """Return the products of all ranks; each rank has its share of them."""
+    summed = _added(groups, ("dtype", "output", "linear", "fixed_dtype"), ("modules", "share"))
+    return tuple(
+        structs.replace(
+            group,
+            modules=max(1, group.modules * plan.pp // plan.ranks),
+            share=group.share / plan.ranks,
         )
         for group in summed
     )
@@ -207,7 +230,7 @@ def _described(results: Sequence[Any], plan: LoadPlan) -> Result:
 
 def total(gauges: Sequence[MemoryGauges]) -> MemoryGauges:
     """Return the bytes of all ranks; unknown, with its reason, where one rank does not know."""
-    names = ("weights", "peak", "reserved", "process", "device", "kv_cache")
+    names = ("weights", "peak", "growth", "reserved", "process", "device", "kv_cache")
     sums: dict[str, Any] = {
         name: _sum_or_none([getattr(memory, name) for memory in gauges]) for name in names
     }
@@ -285,21 +308,7 @@ def step_of_all(steps: Sequence[StepCost | None], plan: LoadPlan) -> StepCost | 
     that the costs of a token are added up and divided by their number.
     """
     known = [step for step in steps if step is not None]
-    if len(known) < len(steps):
-        return None
-    repeated = plan.dp * plan.fsdp
-
-    def per_token(name: str) -> float:
-        return float(sum(getattr(step, name) for step in known)) / repeated
-
-    return structs.replace(
-        known[0],
-        weight_bytes_read=sum(step.weight_bytes_read for step in known),
-        kv_bytes_per_token=round(per_token("kv_bytes_per_token")),
-        flops_per_token=per_token("flops_per_token"),
-        head_flops=per_token("head_flops"),
-        attention_flops_per_token_per_position=per_token("attention_flops_per_token_per_position"),
-    )
+    return added_up(known, plan.dp * plan.fsdp) if len(known) == len(steps) else None
 
 
 def _joined(hashes: Sequence[str]) -> str:
@@ -353,8 +362,11 @@ def _ceilings(results: Sequence[Any], _plan: LoadPlan) -> Result:
         for dtype in ceilings[0].matmul_flop_per_s
     }
     copied = sum(ceiling.copy_bytes_per_s for ceiling in ceilings)
+    disturbed = "".join([ceiling.disturbed for ceiling in ceilings if ceiling.disturbed][:1])
     return CeilingsRead(
-        ceilings=structs.replace(ceilings[0], copy_bytes_per_s=copied, matmul_flop_per_s=rates)
+        ceilings=structs.replace(
+            ceilings[0], copy_bytes_per_s=copied, matmul_flop_per_s=rates, disturbed=disturbed
+        )
     )
 
 

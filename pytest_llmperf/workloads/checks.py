@@ -12,17 +12,22 @@ import msgspec
 
 from pytest_llmperf.errors import UsageError
 
+LARGEST = 2**63 - 1
+"""The largest whole number that travels between processes."""
+
 
 def is_count(value: object, least: int = 1) -> bool:
-    """Whether a value is a whole number of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    """Whether a value is a whole number of at least `least`, and no more than 64 bits hold."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least <= value <= LARGEST
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number, and no truth value."""
+    """Whether a value is a finite number of 64 bits, and no truth value."""
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def content_hash(content: object) -> str:
@@ -48,10 +53,12 @@ def read_lines(path: Path, title: str) -> list[str]:
 def json_object(line: str, position: str, expected: str) -> dict[str, Any]:
     """Return the object that a line holds, an empty one where it holds another value.
 
-    Raises UsageError, with the position and what is expected, for a line that is not JSON.
+    Raises UsageError, with the position and what is expected, for a line that is not JSON, or that
+    has half of a character (a lone surrogate).
     """
     try:
         row = json.loads(line)
-    except ValueError as error:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{position}: not a JSON object ({error}). {expected}") from error
     return row if isinstance(row, dict) else {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -16,7 +17,12 @@ from pytest_llmperf.workloads.checks import content_hash, json_object, read_line
 
 _EXPECTED = """Expected one object a line, such as {"prompt": "…"}."""
 
-BUNDLED = {"short-chat": "short_chat.jsonl"}
+BUNDLED = {"short-chat": "short_chat.jsonl", "agreement": "agreement.jsonl"}
+
+CHAT = "chat"
+"""The part of a set whose texts are what a user says."""
+LONG = "long"
+"""The part of a set whose texts are long: few tokens are decoded behind each of them."""
 
 
 class PromptSet(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
@@ -33,6 +39,7 @@ class PromptSet(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
     seed: int = 0
     texts: tuple[str, ...] = ()
     chat: bool = False
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def synthetic(cls, seed: int = 0) -> PromptSet:
@@ -44,7 +51,7 @@ class PromptSet(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, chat: bool = False) -> PromptSet:
-        """Read one JSON object a line with a string "prompt" (or "text").
+        """Read one JSON object a line with a string "prompt" (or "text"), and perhaps a "part".
 
         Raises:
             UsageError: no such file, no prompts, or a line that is not such an object (named by its
@@ -52,7 +59,8 @@ class PromptSet(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
         """
         path = Path(path)
         lines = read_lines(path, "prompts file")
-        return cls(name=path.name, texts=_texts(lines, str(path)), chat=chat)
+        texts, parts = _texts(lines, str(path))
+        return cls(name=path.name, texts=texts, chat=chat, parts=parts)
 
     @classmethod
     def bundled(cls, name: str) -> PromptSet:
@@ -65,7 +73,12 @@ class PromptSet(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
             )
         file = resources.files("pytest_llmperf.workloads").joinpath("data", BUNDLED[name])
         text = file.read_text(encoding="utf-8")
-        return cls(name=name, texts=_texts(text.split("\n"), name), chat=True)
+        texts, parts = _texts(text.split("\n"), name)
+        return cls(name=name, texts=texts, chat=True, parts=parts)
+
+    def part(self, index: int) -> str:
+        """Return what text `index` stands for; empty in a set without parts."""
+        return self.parts[index] if self.parts else ""
 
     @property
     def content_hash(self) -> str:
@@ -75,20 +88,25 @@ class PromptSet(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
         """
         if not self.texts:
             return content_hash({"seed": self.seed})
-        return content_hash({"texts": self.texts, "chat": self.chat})
+        parts = {"parts": self.parts} if self.parts else {}
+        return content_hash({"texts": self.texts, "chat": self.chat, **parts})
 
 
-def _texts(lines: list[str], source: str) -> tuple[str, ...]:
-    texts = tuple(
-        _text(line, f"{source}:{i}") for i, line in enumerate(lines, start=1) if line.strip()
-    )
-    if not texts:
+def _texts(lines: list[str], source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the texts, and the part of each; no parts where no line names one."""
+    rows = [
+        (json_object(line, f"{source}:{i}", _EXPECTED), line, f"{source}:{i}")
+        for i, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not rows:
         raise UsageError(f"prompts file {source!r} holds no prompt. {_EXPECTED}")
-    return texts
+    texts = tuple(_text(*row) for row in rows)
+    parts = tuple(str(row.get("part", "")) for row, _line, _position in rows)
+    return texts, parts if any(parts) else ()
 
 
-def _text(line: str, position: str) -> str:
-    row = json_object(line, position, _EXPECTED)
+def _text(row: dict[str, Any], line: str, position: str) -> str:
     text = row.get("prompt", row.get("text"))
     if not isinstance(text, str) or not text.strip():
         raise UsageError(

@@ -11,7 +11,7 @@ pytest.importorskip("torchao")
 
 from support.quantizing import plan_of, quantized, save_llama
 
-from pytest_llmperf.engines.outputs.decoding import CacheSeen
+from pytest_llmperf.engines.outputs.decoding import CacheSeen, LayerSeen
 from pytest_llmperf.engines.transformers.accounting.cost import step_cost, weight_bytes_read
 from pytest_llmperf.engines.transformers.accounting.experts import experts_of
 from pytest_llmperf.engines.transformers.effective import describe
@@ -26,7 +26,13 @@ SIZE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-CACHE = CacheSeen(kind="DynamicCache", bytes=0, bytes_per_position=0, layers=2)
+CACHE = CacheSeen(
+    kind="DynamicCache",
+    bytes=0,
+    bytes_per_position=512,
+    layers=2,
+    attention=tuple(LayerSeen(place, 256, 16, 16) for place in range(2)),
+)
 CONFIGS = {
     "mixtral": lambda: transformers.MixtralConfig(**SIZE, num_local_experts=8),
     "qwen3-moe": lambda: transformers.Qwen3MoeConfig(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from support.generating import CPU, ROWS, batch, loaded, plan, tiny_llama
+from torch._inductor import async_compile
+from torch._inductor.compile_worker.subproc_pool import SubprocPool
 
 from pytest_llmperf.engines.transformers import TransformersModel
-from pytest_llmperf.engines.transformers.compiling import compile_options, parse_knobs
+from pytest_llmperf.engines.transformers.compiling import (
+    compile_options,
+    end_compilers,
+    parse_knobs,
+)
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
@@ -44,6 +52,7 @@ def test_a_session_proves_that_decode_and_prefill_were_compiled():
         "StaticCache",
     )
     assert decode.decode_loop.startswith("static-cache loop")
+    assert decode.compiled_share == 1.0
 
 
 def test_compile_with_a_dynamic_cache_goes_through_generate():
@@ -102,3 +111,25 @@ def test_cuda_graphs_are_left_off_for_a_cache_that_grows():
 def test_an_unknown_choice_of_an_option_names_the_choices(option):
     with pytest.raises(UsageError, match=f"option {option}='fast'.*Choices"):
         TransformersModel(loaded(tiny_llama(), **STATIC, options=((option, "fast"),)))
+
+
+def test_a_closed_model_waits_for_no_compilers(monkeypatch):
+    """Inductor's pool imports torch when it starts, and its own end waits for that."""
+    pool = SubprocPool(1)
+    monkeypatch.setattr(async_compile, "_pool_set", {pool})
+    end_compilers()
+    assert pool.process.wait(60) == -signal.SIGKILL
+    pool.shutdown()
+
+
+def test_compilers_are_started_when_there_is_something_to_compile(monkeypatch):
+    monkeypatch.delenv("TORCH_WARM_POOL", raising=False)
+    warmed = []
+    monkeypatch.setattr(async_compile, "has_triton_package", lambda: True)
+    monkeypatch.setattr(async_compile.AsyncCompile, "warm_pool", lambda: warmed.append(True))
+    monkeypatch.setattr(async_compile.AsyncCompile, "wakeup", lambda: None)
+    async_compile.maybe_warm_pool()
+    assert warmed == [True], "as torch does it"
+    compile_options(plan(**STATIC), CPU, static=True)
+    async_compile.maybe_warm_pool()
+    assert warmed == [True]

@@ -29,6 +29,7 @@ from pytest_llmperf.engines.transformers.effective import (
     tensor_groups,
 )
 from pytest_llmperf.engines.transformers.load import load
+from pytest_llmperf.engines.transformers.observed.calls import Calls
 
 ARCHS = ("arch:tiny-llama", "arch:tiny-falcon")
 
@@ -156,8 +157,10 @@ def test_compute_dtype_is_observed_and_not_the_weights_dtype(cls, dtype):
     The hook that saw it is gone afterwards.
     """
     toy = replace(loaded_under("fp32")[0], model=Toy(cls(8, 4)))
-    assert module.probe_forward(toy).compute_dtype == dtype
+    (group,) = module.probe_forward(toy).computes
+    assert (group.dtype, group.output, group.modules) == ("float32", dtype, 1)
     assert not toy.model.linear._forward_hooks
+    assert not torch.nn.modules.module._global_forward_hooks
 
 
 def test_a_model_that_cannot_do_a_forward_pass_is_a_load_error():
@@ -177,8 +180,8 @@ def test_a_config_that_says_sdpa_over_another_attention_is_not_believed():
     attention = transformers.models.llama.modeling_llama.eager_attention_forward
     transformers.AttentionInterface.register("sdpa-in-name-only", attention)
     loaded.model.config._attn_implementation_internal = "sdpa-in-name-only"
-    assert describe(loaded).attention == "sdpa-in-name-only"
-    assert module.attention_in_use(loaded_under("sdpa")[0].model, called_sdpa=False) == "eager"
+    assert describe(loaded).attention == "eager"
+    assert module.attention_in_use(loaded_under("sdpa")[0].model, Calls()) == "eager"
 
 
 def test_tied_weights_are_counted_once():

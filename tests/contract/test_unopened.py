@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch._dynamo import device_interface
 
 from pytest_llmperf.instruments import unopened
 
@@ -34,6 +37,33 @@ def test_torch_answers_for_gpus_that_are_alike_and_is_itself_again_afterwards(gp
         with pytest.raises(AttributeError):
             _ = torch.cuda.get_device_properties(0).total_memory
     assert (torch.cuda.is_available, torch.cuda.get_device_properties) == before
+
+
+def test_what_a_package_keeps_is_torchs_own_after_the_block(gpus, monkeypatch):
+    """torch's compiler keeps the functions, and the answers for as long as the process lives."""
+    gpus((9, 0))
+    opened = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: opened)
+    with unopened.unopened_gpus():
+        kept_function = torch.cuda.get_device_properties
+        kept_answer = kept_function("cuda:0")
+        assert kept_answer.major == 9
+        with pytest.raises(AttributeError, match="'multi_processor_count' of a GPU is not known"):
+            _ = kept_answer.multi_processor_count
+    assert kept_answer.multi_processor_count == 132
+    assert kept_function("cuda:0") is opened
+    with unopened.unopened_gpus():
+        assert kept_function("cuda:0") is not opened, "nothing opens the GPU in a later block"
+
+
+def test_the_current_device_is_asked_for_again_in_each_rank(gpus, monkeypatch):
+    """While packages are imported it is 0, which is right for the first rank alone."""
+    gpus((9, 0), (9, 0))
+    monkeypatch.setattr(device_interface, "caching_worker_current_devices", {})
+    with unopened.unopened_gpus():
+        assert device_interface.CudaInterface.Worker.current_device() == 0
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert device_interface.CudaInterface.Worker.current_device() == 1
 
 
 @pytest.mark.parametrize("capabilities", [(), ((9, 0), (8, 0))], ids=["none", "different"])

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from support.stored_sessions import ONE, TWO
 
 from pytest_llmperf.history import accept
@@ -30,6 +32,29 @@ def llmperf(pytester, *arguments):
     return subprocess.run(
         command, cwd=pytester.path, check=True, capture_output=True, text=True
     ).stdout
+
+
+@pytest.mark.parametrize(("days_ahead", "missed"), [(400, False), (-400, True)])
+def test_a_session_whose_clock_was_ahead_makes_nothing_missed(
+    project, run, sessions, opened, days_ahead, missed
+):
+    """Its runs are dated on a day to come; of a test that is gone it had the only one."""
+    sessions(10)
+    created = datetime.now(UTC) + timedelta(days=days_ahead)
+    with opened() as store:
+        record = next(iter(store.records()))
+        ghost = replace(
+            record,
+            id="ghost",
+            session_id="ghost",
+            test="test_it.py::test_ghost",
+            created=created.isoformat(),
+        )
+        store.add(ghost)
+    project(TWO)
+    result = run("--llmperf-gate", "--llmperf-require-accepted")
+    assert (result.ret == 1) is missed
+    assert ("test_ghost is not there any more" in result.stdout.str()) is missed
 
 
 @pytest.mark.own_process

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,12 +30,22 @@ def binaries() -> Path | None:
 class Server:
     """A running server. `database()` makes an empty database and gives its URL."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, call: Callable[..., None]) -> None:
         self._folder = folder
+        self._call = call
         self._made = 0
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://postgres@/{database}?host={self._folder}"
+
+    def start(self) -> None:
+        """Start it, or start it again, and wait until it takes connections."""
+        log = self._folder / "log"
+        self._call("pg_ctl", "-w", "-l", str(log), "-o", f"{_OPTIONS} -k {self._folder}", "start")
+
+    def stop(self) -> None:
+        """End it as a crash does: every connection breaks."""
+        self._call("pg_ctl", "-m", "immediate", "stop")
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         import psycopg
@@ -57,7 +67,7 @@ def running(folder_of_binaries: Path) -> Iterator[Server]:
     # Short: a socket's path has 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="llmperf-pg-"))
     as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    data, log = folder / "data", folder / "log"
+    data = folder / "data"
 
     def call(program: str, *arguments: str) -> None:
         command = [*as_postgres, str(folder_of_binaries / program), "-D", str(data), *arguments]
@@ -82,10 +92,11 @@ def running(folder_of_binaries: Path) -> Iterator[Server]:
             "--no-locale",
             "--no-sync",
         )
-        call("pg_ctl", "-w", "-l", str(log), "-o", f"{_OPTIONS} -k {folder}", "start")
+        server = Server(folder, call)
+        server.start()
         try:
-            yield Server(folder)
+            yield server
         finally:
-            call("pg_ctl", "-m", "immediate", "stop")
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pytest_llmperf.against.blocks import measure_block
 from pytest_llmperf.against.trees import Trees
@@ -15,12 +17,35 @@ from pytest_llmperf.wire.commands import MeasureBlock
 from pytest_llmperf.wire.results import BlockMeasured, Reached
 from pytest_llmperf.worker.host import Host
 from pytest_llmperf.workers.in_process import InProcess
-from pytest_llmperf.workloads import Decode
+from pytest_llmperf.workloads import Decode, Serve
 
 TEST = "test_it.py::test_speed"
 WORK = Decode(batch=1, prompt_tokens=8, new_tokens=11)
 NOISE = "noise=0.03"
 FAST, SLOW = "ttft=50ms,tpot=10ms", "ttft=55ms,tpot=11ms"
+
+SERVED = (
+    Decode(batch=1, prompt_tokens=8, new_tokens=33),
+    Serve(rate=4, duration=10, prompt_tokens=8, max_new_tokens=33),
+    Serve(concurrency=2, requests=24, prompt_tokens=8, max_new_tokens=33),
+)
+"""What two servers are measured with: a batch, an open loop, a closed one."""
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Two scripted servers under one load: here, and at the base."""
+
+    work: Decode | Serve
+    here: str
+    there: str
+    noise: str
+
+    def scripts(self, seed: int) -> tuple[str, str]:
+        """Their scripts; processes and noise of the two are their own."""
+        return f"{self.here},{self.noise},seed={2 * seed}", (
+            f"{self.there},{self.noise},seed={2 * seed + 1}"
+        )
 
 
 class LocalSession(LlmperfSession):
@@ -40,8 +65,11 @@ class ScriptedBase:
         *,
         folder: Path,
         errors: list[Exception] | None = None,
+        work: Decode | Serve = WORK,
+        kind: Literal["folder", "server"] = "folder",
     ) -> None:
-        self.target = Target(kind="folder", text="../before", path=folder)
+        self.target = Target(kind=kind, text="../before", path=folder)
+        self._work = work
         self.commands: list[MeasureBlock] = []
         self.released = False
         self._folder = folder
@@ -52,7 +80,7 @@ class ScriptedBase:
     def reach(self, test, following, *, release, gpus):  # noqa: ARG002 - as Base
         self.released = release
         self._session.recorder.begin(test, "")
-        record = self._session.recorder.describe(self._model.load(), WORK)
+        record = self._session.recorder.describe(self._model.load(), self._work)
         facts = {
             name: getattr(record, name) for name in SideFacts.__struct_fields__ if name != "facts"
         }
@@ -65,7 +93,7 @@ class ScriptedBase:
         self.commands.append(command)
         if self._errors:
             raise self._errors.pop(0)
-        return measure_block(self._session, [self._model], WORK, command)
+        return measure_block(self._session, [self._model], self._work, command)
 
 
 def session_model(session: LocalSession, script: str):

@@ -41,6 +41,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--root", default="", help="the path that all others are below")
     parser.add_argument("--tls", nargs=2, help="a certificate and its key")
     parser.add_argument("--pid-file", default="")
+    parser.add_argument("--pages", default="", help="a JSON file: path -> what a GET answers")
+    parser.add_argument("--logs", default="", help="a file whose lines it writes as it starts")
+    parser.add_argument("--context", type=int, default=0, help="tokens past which it refuses")
+    parser.add_argument("--no-metrics", action="store_true")
+    parser.add_argument("--cold-ms", type=float, default=0.0, help="longer TTFT of a new prompt")
     parser.add_argument("--api-key", default="", help="taken as real servers take it, and ignored")
     return parser.parse_args()
 
@@ -71,15 +76,17 @@ def page(path: str) -> tuple[int, str]:
     """A GET."""
     if path in {"/health", "/arrivals"}:
         return health() if path == "/health" else arrivals()
-    if path == "/v1/models":
-        return 200, json.dumps({"data": [{"id": ARGS.model}]})
+    pages = {"/v1/models": {"data": [{"id": ARGS.model}]}}
+    pages |= json.loads(Path(ARGS.pages).read_text()) if ARGS.pages else {}
+    if (bare := path.partition("?")[0]) in pages:
+        return 200, json.dumps(pages[bare])
     if path == "/info" and ARGS.protocol == "tgi":
         return 200, json.dumps(
             {"model_id": ARGS.model, "model_dtype": f"torch.{ARGS.dtype}", "version": "3.0"}
         )
     if path.startswith("/server_info") and ARGS.dtype:
         return 200, json.dumps({"vllm_config": {"model_config": {"dtype": f"torch.{ARGS.dtype}"}}})
-    if path == "/metrics":
+    if path == "/metrics" and not ARGS.no_metrics:
         return 200, (
             f'vllm:num_preemptions_total{{engine="0"}} {COUNTED["preemptions"]}\n'
             f"vllm:num_requests_running {COUNTED['running']}\n"
@@ -122,6 +129,8 @@ def refusal(request: dict, wrong: str) -> tuple[int, str] | None:
         return 200, '{"error": {"message": "the model is \x1b[31mloading"}}'
     if wrong == "strict" and (refused := {"stream_options", "max_tokens"} & set(request)):
         return 400, f"extra fields not permitted: {', '.join(sorted(refused))}"
+    if ARGS.context and n_of_prompt(request) + n_asked(request) > ARGS.context:
+        return 400, f"this model's maximum context length is {ARGS.context} tokens"
     if wrong in {"http-429", "http-503"}:
         return int(wrong[5:]), "come back later"
     return None
@@ -156,20 +165,26 @@ async def generate(writer: asyncio.StreamWriter, headers: dict[str, str], reques
     return None
 
 
+def prompt_of(request: dict) -> str | list:
+    return request.get("prompt", request.get("inputs", request.get("messages")))
+
+
+def n_of_prompt(request: dict) -> int:
+    text = prompt_of(request)
+    is_ids = isinstance(text, list) and "messages" not in request
+    return len(text) if is_ids else len(str(text).split())
+
+
 def count_prompt(request: dict) -> int:
-    text = request.get("prompt", request.get("inputs", request.get("messages")))
-    n = (
-        len(text)
-        if isinstance(text, list) and "messages" not in request
-        else len(str(text).split())
-    )
+    text, n = str(prompt_of(request)), n_of_prompt(request)
     COUNTED["prompt"] += n
-    COUNTED["hits"] += n if str(text) in SEEN else 0
-    SEEN.add(str(text))
+    COUNTED["hits"] += n if text in SEEN else 0
+    SEEN.add(text)
     return n
 
 
 async def stream(writer: asyncio.StreamWriter, request: dict, wrong: str) -> None:
+    is_new = str(prompt_of(request)) not in SEEN
     n_prompt = count_prompt(request)
     n = n_asked(request)
     if wrong in {"fewer", "capped"}:
@@ -177,7 +192,8 @@ async def stream(writer: asyncio.StreamWriter, request: dict, wrong: str) -> Non
     send(writer, role(request))
     if wrong in {"pings", "endless"}:
         return await go_on(writer, request, wrong)
-    due = time.perf_counter() + ARGS.ttft_ms / 1e3
+    cold_ms = ARGS.cold_ms if is_new or ARGS.fault == "no-cache" else 0.0
+    due = time.perf_counter() + (ARGS.ttft_ms + cold_ms * min(1, n_prompt / 64)) / 1e3
     for i in range(0, n, ARGS.bundle):
         due += ARGS.token_ms / 1e3 * (ARGS.bundle if i else 0)
         if (wait := due - time.perf_counter()) > 0:
@@ -291,6 +307,8 @@ async def main() -> None:
         sys.exit(3)
     if ARGS.fault == "ignores-sigterm":
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    if ARGS.logs:
+        print(Path(ARGS.logs).read_text(), flush=True)  # noqa: ASYNC240, T201 - before it serves
     pids = [os.getpid()]
     if ARGS.fault == "grandchild":
         # Before it serves.

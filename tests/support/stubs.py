@@ -45,6 +45,7 @@ def stub_plan(
         "name": "tiny",
         "stop_timeout": 0.5,
         "start_timeout": 20,
+        "probe": False,
         **options,
     }
     return LoadPlan(model=model_ref(str(model)), engine=engine, options=tuple(stub_options.items()))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pytest_llmperf.commands.start.surroundings import Model, Surroundings
 from pytest_llmperf.engines import engine
-from pytest_llmperf.engines.models.names import BUILTIN
+from pytest_llmperf.engines.models.architectures import BUILTIN
 
 GITHUB = ".github/workflows/llmperf.yml"
 GITLAB = ".gitlab-ci.yml"

@@ -13,8 +13,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from pytest_llmperf.engines import engine
+from pytest_llmperf.engines.models.architectures import BUILTIN
 from pytest_llmperf.engines.models.available import missing_package
-from pytest_llmperf.engines.models.names import BUILTIN
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.instruments.nvml import Nvml, Unreadable
 from pytest_llmperf.settings.git import run_git

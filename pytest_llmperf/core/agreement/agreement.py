@@ -6,11 +6,27 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import Layers, LooksAtLayers
 from pytest_llmperf.core.agreement.rules import MeasuredCriterion, Rule
-from pytest_llmperf.core.agreement.words import worst_summary, worst_text
+from pytest_llmperf.core.agreement.sums import (
+    Statistic,
+    Sums,
+    correlation,
+    per_token,
+    sqnr_db,
+    sums,
+)
+from pytest_llmperf.core.agreement.through_the_loop import DecodeLimit, broken_path, path_text
+from pytest_llmperf.core.agreement.words import (
+    part_lines,
+    part_summary,
+    plain,
+    worst_summary,
+    worst_text,
+)
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.misspelt import Suggests
 from pytest_llmperf.core.verdicts import stats
@@ -28,37 +44,22 @@ QUANTITIES = (
     "prefix_match",
     "sqnr_db",
     "logit_correlation",
+    "decode_kl",
+    "end_mae",
 )
 _WORST_PROMPTS = 3
 _OF_LOGPROBS = ("perplexity_ratio", "logprob_mae")
 _MAX_EXPONENT = 700.0
 
 
-class _Sums(NamedTuple):
-    """One prompt, summed over its positions: what the bootstrap draws."""
-
-    n: int
-    top1: int
-    top5: int
-    kl: float
-    logprob_gap: float
-    logprob_abs: float
-    prefix: float
-    signal: float
-    noise: float
-    candidate_signal: float
-
-
-_Statistic = Callable[[Sequence[_Sums]], float]
-
-
-class Agreement(Suggests):
+class Agreement(LooksAtLayers, Suggests):
     """How well a candidate's outputs agree with those of its reference.
 
     Intervals are bootstrapped over prompts; those of shares of tokens are exact, on the effective
     number of tokens (`core.verdicts.shares`). `same_model` says that the candidate was compared
     with itself, which proves nothing of it. `noise_floor` is the reference against itself.
-    `reference` is the reference's strategy.
+    `reference` is the reference's strategy. `dtype` is what the candidate computes in, and
+    `decode_limit` what its loop may differ from the same model without a cache, whatever the rule.
     """
 
     def __init__(
@@ -71,8 +72,13 @@ class Agreement(Suggests):
         subject: str = "",
         context: str = "",
         reference: str = "",
+        dtype: str = "",
+        decode_limit: DecodeLimit | None = None,
+        look: Callable[[], Layers] | None = None,
     ) -> None:
+        self._look = look
         self.prompts, self.rule, self.same_model = tuple(prompts), rule, same_model
+        self.dtype, self.decode_limit = dtype, decode_limit
         self.noise_floor = None if noise_floor is None else _with_itself(noise_floor)
         self._subject, self._context, self._reference = subject, context, reference
         if self.n_tokens == 0:
@@ -80,7 +86,7 @@ class Agreement(Suggests):
                 "agreement compared 0 tokens: nothing was compared. "
                 "Give prompts, and new_tokens of at least 1."
             )
-        self._sums = tuple(map(_sums, self.prompts))
+        self._sums = tuple(map(sums, self.prompts))
 
     def __repr__(self) -> str:
         return (
@@ -115,19 +121,34 @@ class Agreement(Suggests):
         return next(filter(None, (row.partial for row in self.prompts)), "")
 
     @cached_property
-    def top1(self) -> Estimate:
+    def parts(self) -> dict[str, Agreement]:
+        """The agreement of each part of the prompts, such as "code"; empty without parts."""
+        names = dict.fromkeys(row.part for row in self.prompts if row.part)
+        return {name: self._of_part(name) for name in names}
+
+    def _of_part(self, name: str) -> Agreement:
+        rows = [row for row in self.prompts if row.part == name]
+        return Agreement(rows, rule=Rule(), subject=self._subject, context=name, dtype=self.dtype)
+
+    @property
+    def reach(self) -> int:
+        """The most positions that stood before a token that was compared."""
+        return max(row.positions for row in self.prompts)
+
+    @cached_property
+    def top1(self) -> Estimate | NotMeasurable:
         """Share of positions where the candidate's argmax is the reference's."""
         return self._share("top1", [row.top1 for row in self._sums])
 
     @cached_property
-    def top5(self) -> Estimate:
+    def top5(self) -> Estimate | NotMeasurable:
         """Share of positions where the reference's token is in the candidate's five most likely."""
         return self._share("top5", [row.top5 for row in self._sums])
 
     @cached_property
     def kl(self) -> Estimate | NotMeasurable:
         """Mean KL(reference || candidate), nats."""
-        return self._of_logits("kl", _per_token(lambda row: row.kl))
+        return self._of_logits("kl", per_token(lambda row: row.kl))
 
     @cached_property
     def perplexity_ratio(self) -> Estimate | NotMeasurable:
@@ -135,7 +156,7 @@ class Agreement(Suggests):
 
         Below 1 is better.
         """
-        mean_gap = _per_token(lambda row: row.logprob_gap)
+        mean_gap = per_token(lambda row: row.logprob_gap)
         return self._of_logits(
             "perplexity_ratio", lambda rows: math.exp(min(_MAX_EXPONENT, mean_gap(rows)))
         )
@@ -143,11 +164,13 @@ class Agreement(Suggests):
     @cached_property
     def logprob_mae(self) -> Estimate | NotMeasurable:
         """Mean absolute difference of the log-probability of the reference's token, nats."""
-        return self._of_logits("logprob_mae", _per_token(lambda row: row.logprob_abs))
+        return self._of_logits("logprob_mae", per_token(lambda row: row.logprob_abs))
 
     @cached_property
-    def prefix_match(self) -> Estimate:
+    def prefix_match(self) -> Estimate | NotMeasurable:
         """Mean share of the free-running greedy tokens before the first divergence."""
+        if self.not_finite:
+            return self._not_finite("prefix_match")
         return self._bootstrapped("prefix_match", lambda rows: fmean(row.prefix for row in rows))
 
     @cached_property
@@ -156,7 +179,7 @@ class Agreement(Suggests):
 
         Infinite when they are equal.
         """
-        return self._of_logits("sqnr_db", _sqnr_db)
+        return self._of_logits("sqnr_db", sqnr_db)
 
     @cached_property
     def logit_correlation(self) -> Estimate | NotMeasurable:
@@ -168,13 +191,44 @@ class Agreement(Suggests):
             return NotMeasurable(
                 "agreement.logit_correlation", "this engine does not report the candidate's signal"
             )
-        return self._of_logits("logit_correlation", _correlation)
+        return self._of_logits("logit_correlation", correlation)
 
-    def containment(self, k: int = 5, horizon: int = 32) -> Estimate:
+    @cached_property
+    def decode_kl(self) -> Estimate | NotMeasurable:
+        """Mean KL(the candidate without a cache || through its loop), nats.
+
+        Of the prompts of which both were seen.
+        """
+        seen = [row for row in self._sums if row.n_reprefill]
+        if not seen:
+            return NotMeasurable("agreement.decode_kl", path_text(self.prompts))
+        return self._of_logits(
+            "decode_kl",
+            lambda rows: (
+                math.fsum(row.reprefill_kl for row in rows) / sum(row.n_reprefill for row in rows)
+            ),
+            seen,
+        )
+
+    @cached_property
+    def end_mae(self) -> Estimate | NotMeasurable:
+        """Mean absolute difference of the log-probability of the end of the sequence, nats."""
+        seen = [row for row in self._sums if row.n_end]
+        if not seen:
+            return NotMeasurable("agreement.end_mae", "no token ends a sequence of this model")
+        return self._of_logits(
+            "end_mae",
+            lambda rows: math.fsum(row.end_error for row in rows) / sum(row.n_end for row in rows),
+            seen,
+        )
+
+    def containment(self, k: int = 5, horizon: int = 32) -> Estimate | NotMeasurable:
         """Share of prompts whose first divergence is inside both sides' top k.
 
         A prompt that does not diverge before position `horizon` counts too.
         """
+        if self.not_finite:
+            return self._not_finite("containment")
         inside = [int(row.contained(k, horizon)) for row in self.prompts]
         low, high = share_interval(inside, [1] * self.n_prompts)
         return self._estimate("containment", fmean(inside), low, high)
@@ -186,8 +240,13 @@ class Agreement(Suggests):
 
     @cached_property
     def reasons(self) -> tuple[str, ...]:
-        """Why the rule does not hold; empty when it does."""
-        return self.rule.reasons(self)
+        """Why the rule does not hold, or the loop that is measured; empty when both do."""
+        broken = () if self.not_finite else broken_path(self.prompts, self._limit_of_path())
+        return (*self.rule.reasons(self), *broken)
+
+    def _limit_of_path(self) -> DecodeLimit | None:
+        """Return the limit of the loop; None where the rule has one of its own."""
+        return None if self.rule.names("reprefill") else self.decode_limit
 
     @cached_property
     def ok(self) -> Finding:
@@ -212,7 +271,10 @@ class Agreement(Suggests):
         lines = [
             self._compared(),
             *(f"  {name:<19}{getattr(self, name)!s}" for name in QUANTITIES),
+            *part_lines(self.parts),
+            f"  {path_text(self.prompts)}",
             f"  {self._verdict()}",
+            *self.layer_lines(),
             "prompts that disagree most:",
             *map(worst_text, self.worst[:_WORST_PROMPTS]),
         ]
@@ -228,7 +290,10 @@ class Agreement(Suggests):
             "rule": str(self.rule),
             "ok": not self.reasons if self.rule.criteria else None,
             "reasons": list(self.reasons),
-            **{name: _plain(getattr(self, name)) for name in QUANTITIES},
+            **{name: plain(getattr(self, name)) for name in QUANTITIES},
+            "path": path_text(self.prompts),
+            "reach": self.reach,
+            "parts": {name: part_summary(part) for name, part in self.parts.items()},
             "worst": [worst_summary(row) for row in self.worst[:_WORST_PROMPTS]],
         }
 
@@ -237,20 +302,26 @@ class Agreement(Suggests):
         return ", compared with itself" if self.same_model else ""
 
     def _compared(self) -> str:
-        return f"compared {self.n_tokens} tokens of {self.n_prompts} prompts{self._itself}"
+        return (
+            f"compared {self.n_tokens} tokens of {self.n_prompts} prompts{self._itself}, "
+            f"up to position {self.reach}"
+        )
 
     def _verdict(self) -> str:
         if not self.rule.criteria:
             return "no rule"
         reasons = "; ".join(self.reasons)
+        if reasons and not self.rule.reasons(self):
+            return f"{self.rule} holds, and the loop does not: {reasons}"
         return f"{self.rule} does not hold: {reasons}" if reasons else f"{self.rule} holds"
 
     def _finding(self) -> Finding:
         of = f" of {self._subject}" if self._subject else ""
+        details = self._context, self._compared(), *self._intervals(), self.where
         return Finding(
             outcome=Outcome.FAIL if self.reasons else Outcome.PASS,
             text=f"agreement{of}: {self._verdict()}",
-            detail="; ".join(filter(None, (self._context, self._compared(), *self._intervals()))),
+            detail="; ".join(filter(None, details)),
             left="agreement",
             right=str(self.rule),
             caution=self._caution(),
@@ -274,24 +345,35 @@ class Agreement(Suggests):
     def _measured(self) -> tuple[MeasuredCriterion, ...]:
         return () if self.not_finite else self.rule.measured(self)
 
-    def _of_logits(self, name: str, statistic: _Statistic) -> Estimate | NotMeasurable:
+    def _of_logits(
+        self, name: str, statistic: Statistic, rows: Sequence[Sums] | None = None
+    ) -> Estimate | NotMeasurable:
+        """Return a statistic over the prompts, or over some of them."""
         if self.not_finite:
-            return NotMeasurable(
-                f"agreement.{name}",
-                f"logits are not finite in {len(self.not_finite)} of {self.n_prompts} prompts",
-            )
+            return self._not_finite(name)
         if self.partial and name not in _OF_LOGPROBS:
             return NotMeasurable(f"agreement.{name}", self.partial)
-        return self._bootstrapped(name, statistic)
+        return self._bootstrapped(name, statistic, rows)
 
-    def _share(self, name: str, counts: Sequence[int]) -> Estimate:
+    def _not_finite(self, name: str) -> NotMeasurable:
+        return NotMeasurable(
+            f"agreement.{name}",
+            f"logits are not finite in {len(self.not_finite)} of {self.n_prompts} prompts",
+        )
+
+    def _share(self, name: str, counts: Sequence[int]) -> Estimate | NotMeasurable:
         """Return a share of tokens, of which each prompt has `counts`."""
+        if self.not_finite:
+            return self._not_finite(name)
         low, high = share_interval(counts, [row.n for row in self._sums])
         return self._estimate(name, sum(counts) / self.n_tokens, low, high)
 
-    def _bootstrapped(self, name: str, statistic: _Statistic) -> Estimate:
-        low, high = stats.bootstrap_interval(self._sums, statistic)
-        return self._estimate(name, statistic(self._sums), low, high)
+    def _bootstrapped(
+        self, name: str, statistic: Statistic, rows: Sequence[Sums] | None = None
+    ) -> Estimate:
+        drawn = self._sums if rows is None else rows
+        low, high = stats.bootstrap_interval(drawn, statistic)
+        return self._estimate(name, statistic(drawn), low, high)
 
     def _estimate(self, name: str, value: float, low: float, high: float) -> Estimate:
         row = TABLE[f"agreement.{name}"]
@@ -314,84 +396,5 @@ def _with_itself(prompts: Sequence[PromptComparison]) -> Agreement:
     return Agreement(prompts, rule=Rule(), same_model=True)
 
 
-def _sums(row: PromptComparison) -> _Sums:
-    _require_equal_lengths(row)
-    pairs = zip(row.reference_logprob, row.candidate_logprob, strict=True)
-    gaps = [reference - candidate for reference, candidate in pairs]
-    return _Sums(
-        n=len(row.top1),
-        top1=sum(row.top1),
-        top5=sum(row.top5),
-        kl=math.fsum(row.kl),
-        logprob_gap=math.fsum(gaps),
-        logprob_abs=math.fsum(map(abs, gaps)),
-        prefix=_prefix_share(row),
-        signal=row.signal,
-        noise=row.noise,
-        candidate_signal=row.candidate_signal or 0.0,
-    )
-
-
-def _require_equal_lengths(row: PromptComparison) -> None:
-    sequences = [row.top1, row.top5, row.reference_logprob, row.candidate_logprob]
-    if not row.partial:
-        sequences.append(row.kl)
-    if len(set(map(len, sequences))) > 1:
-        raise UsageError(
-            f"prompt {row.index}: its sequences differ in length; "
-            "the engine's comparison is broken."
-        )
-
-
-def _prefix_share(row: PromptComparison) -> float:
-    """Return the share of the free-running tokens before the first divergence."""
-    if row.first_divergence is None:
-        return 1.0
-    return row.first_divergence / max(1, row.n_free)
-
-
-def _per_token(quantity: Callable[[_Sums], float]) -> _Statistic:
-    """Return the statistic that is the mean of a quantity over the tokens of all rows."""
-
-    def mean(rows: Sequence[_Sums]) -> float:
-        return math.fsum(map(quantity, rows)) / sum(row.n for row in rows)
-
-    return mean
-
-
-def _sqnr_db(rows: Sequence[_Sums]) -> float:
-    signal = math.fsum(row.signal for row in rows)
-    noise = math.fsum(row.noise for row in rows)
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
-def _correlation(rows: Sequence[_Sums]) -> float:
-    """Correlate by the powers of both sides and of their difference.
-
-    2 <r, c> = |r|^2 + |c|^2 - |r - c|^2.
-    """
-    reference = math.fsum(row.signal for row in rows)
-    candidate = math.fsum(row.candidate_signal for row in rows)
-    noise = math.fsum(row.noise for row in rows)
-    # A side that has the same logit for every token orders nothing.
-    if reference <= 0 or candidate <= 0:
-        return 0.0
-    product = (reference + candidate - noise) / 2
-    return max(-1.0, min(1.0, product / math.sqrt(reference * candidate)))
-
-
 def _disagreement(row: PromptComparison) -> float:
     return fmean(row.kl) if row.finite and row.kl else math.inf
-
-
-def _plain(quantity: Estimate | NotMeasurable) -> dict[str, Any]:
-    if isinstance(quantity, NotMeasurable):
-        return {"value": None, "reason": quantity.reason}
-    return {
-        "value": quantity.value,
-        "low": quantity.low,
-        "high": quantity.high,
-        "unit": quantity.unit,
-    }

@@ -38,6 +38,13 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
 
     `partial` says why an engine gives log-probabilities of some tokens and no logits: `kl` is then
     empty, and what is made of logits is 0 and not to be used.
+
+    `part` is what the prompt stands for in its set. `path` names the loop that the reference's
+    tokens were sent through; it is empty where the logits are those of a pass without a cache, and
+    `unforced` then says why. `reprefill_kl` is KL(the same model without a cache || through its
+    loop), where both were seen. `..._end_logprob` are of the end of the sequence, at each position.
+    `rounding_noise` and `rounding_kl` say how far the reference's own logits move when it computes
+    in bfloat16: the power of the error over that of the logits, and nats a token.
     """
 
     index: int
@@ -60,6 +67,37 @@ class PromptComparison(Struct, frozen=True, kw_only=True):
     worst: WorstPosition | None = None
     candidate_signal: float | None = None
     partial: str = ""
+    part: str = ""
+    path: str = ""
+    unforced: str = ""
+    reprefill_kl: tuple[float, ...] = ()
+    reference_end_logprob: tuple[float, ...] = ()
+    candidate_end_logprob: tuple[float, ...] = ()
+    rounding_noise: float | None = None
+    rounding_kl: float | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many positions stand before the last token that was compared."""
+        return self.n_prompt_tokens + len(self.top1) - 1
+
+    @property
+    def end_errors(self) -> tuple[float, ...]:
+        """How far the log-probability of the sequence's end is off at each position, nats."""
+        pairs = zip(self.reference_end_logprob, self.candidate_end_logprob, strict=True)
+        return tuple(abs(reference - candidate) for reference, candidate in pairs)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Power of the reference's logits over that of the candidate's error, dB."""
+        if self.noise <= 0 or self.signal <= 0:
+            return math.inf if self.noise <= 0 else -math.inf
+        return 10 * math.log10(self.signal / self.noise)
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean KL(reference || candidate) of the prompt's tokens, nats; 0 without any."""
+        return math.fsum(self.kl) / len(self.kl) if self.kl else 0.0
 
     @property
     def finite(self) -> bool:

@@ -8,61 +8,21 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, SupportsFloat
+from typing import NamedTuple
 
 from msgspec import Struct
 
-from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.criteria import (
+    CRITERIA,
+    FLAGS,
+    NEEDS_LOGITS,
+    WHOLE_NUMBERS,
+    Compared,
+)
 from pytest_llmperf.core.agreement.kinds import DEFAULT_RULES, KINDS, kind_of
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.verdicts.estimate import Estimate
 from pytest_llmperf.errors import UsageError, did_you_mean
-
-KL_RESOLUTION_NATS = 1e-9
-"""The rounding of fp32 logits alone gives as much."""
-SQNR_RESOLUTION_DB = 120.0
-"""Logits in fp32 are not closer to each other than that."""
-
-
-class Compared(Protocol):
-    """What a rule reads of an agreement; see `core.agreement.agreement.Agreement`."""
-
-    @property
-    def prompts(self) -> Sequence[PromptComparison]:
-        """One comparison a prompt."""
-
-    @property
-    def n_prompts(self) -> int:
-        """Prompts compared."""
-
-    @property
-    def not_finite(self) -> Sequence[int]:
-        """Prompts in which a logit is NaN or infinite."""
-
-    @property
-    def partial(self) -> str:
-        """Why the logits of all tokens are missing; empty where they are there."""
-
-    @property
-    def kl(self) -> SupportsFloat:
-        """Kullback-Leibler divergence in nats a token."""
-
-    @property
-    def sqnr_db(self) -> SupportsFloat:
-        """Signal to noise of the logits in dB."""
-
-    @property
-    def logit_correlation(self) -> SupportsFloat:
-        """Correlation of the logits."""
-
-    @property
-    def perplexity_ratio(self) -> SupportsFloat:
-        """Perplexity over that of the reference."""
-
-    @property
-    def noise_floor(self) -> Compared | None:
-        """The reference compared with itself, where that was asked for."""
 
 
 class Criterion(Struct, frozen=True):
@@ -74,18 +34,22 @@ class Criterion(Struct, frozen=True):
     def __str__(self) -> str:
         if not self.values:
             return self.name
-        if len(self.values) == 1:
-            return f"{self.name}({self.values[0]:g})"
-        parameters = zip(_CRITERIA[self.name].parameters, self.values, strict=True)
-        return f"{self.name}({', '.join(f'{key}={value:g}' for key, value in parameters)})"
+        pairs = dict(zip(CRITERIA[self.name].parameters, self.values, strict=True))
+        flags = [key for key in pairs if key in FLAGS and pairs[key]]
+        numbers = {key: value for key, value in pairs.items() if key not in FLAGS}
+        if len(numbers) == 1:
+            shown = [f"{value:g}" for value in numbers.values()]
+        else:
+            shown = [f"{key}={value:g}" for key, value in numbers.items()]
+        return f"{self.name}({', '.join((*shown, *flags))})"
 
     def broken(self, agreement: Compared) -> str | None:
         """Say why the criterion does not hold; None where it does."""
-        return _CRITERIA[self.name].broken(agreement, *self.values)
+        return CRITERIA[self.name].broken(agreement, *self.values)
 
     def measured(self, agreement: Compared) -> MeasuredCriterion | None:
         """Return what the criterion limits, with its interval; None where it has none."""
-        quantity = _CRITERIA[self.name].quantity
+        quantity = CRITERIA[self.name].quantity
         estimate = getattr(agreement, quantity) if quantity else None
         return MeasuredCriterion(self, estimate) if isinstance(estimate, Estimate) else None
 
@@ -99,8 +63,9 @@ class MeasuredCriterion(NamedTuple):
     @property
     def is_open(self) -> bool:
         """Whether the interval holds the limit."""
-        (limit,) = self.criterion.values
-        return self.estimate.low < limit < self.estimate.high
+        limit, *flags = self.criterion.values
+        limits = (limit, 1 / limit) if any(flags) else (limit,)
+        return any(self.estimate.low < edge < self.estimate.high for edge in limits)
 
 
 class Rule(Struct, frozen=True):
@@ -115,7 +80,11 @@ class Rule(Struct, frozen=True):
     @property
     def needs_noise_floor(self) -> bool:
         """Whether the reference has to be compared with itself."""
-        return any(criterion.name == "noise_floor" for criterion in self.criteria)
+        return self.names("noise_floor")
+
+    def names(self, criterion: str) -> bool:
+        """Whether a criterion of this name is among them."""
+        return any(row.name == criterion for row in self.criteria)
 
     def reasons(self, agreement: Compared) -> tuple[str, ...]:
         """Say why the rule does not hold; empty when it does.
@@ -142,7 +111,7 @@ class Rule(Struct, frozen=True):
         return tuple(
             f"{criterion}: not measurable: {partial}"
             for criterion in self.criteria
-            if criterion.name in _NEEDS_LOGITS
+            if criterion.name in NEEDS_LOGITS
         )
 
     @property
@@ -150,7 +119,7 @@ class Rule(Struct, frozen=True):
         """What a test has to give where there is nothing to hold."""
         kind = KINDS.get(self.kind)
         if kind is None:
-            return _budget_text("the agreement rule is empty", KINDS["4-bit"].give)
+            return _budget_text("the agreement rule is empty", KINDS["pruned"].give)
         return _budget_text(
             f"a variant of kind {self.kind!r} has no default agreement rule", kind.give
         )
@@ -158,17 +127,6 @@ class Rule(Struct, frozen=True):
 
 def _budget_text(problem: str, give: str) -> str:
     return f"{problem}: its loss is a budget of yours. {give}"
-
-
-class _CriterionKind(NamedTuple):
-    """A row of the table of criteria: parameters with their defaults, and what breaks it.
-
-    `quantity` is the number of an agreement that its one parameter limits, if there is one.
-    """
-
-    parameters: dict[str, float | None]
-    broken: Callable[..., str | None]
-    quantity: str = ""
 
 
 def parse_rule(text: str) -> Rule:
@@ -195,106 +153,15 @@ def default_rule(candidate: LoadPlan, reference: LoadPlan) -> Rule:
     return Rule(parse_rule(text).criteria if text else (), kind)
 
 
-# Criteria
-
-
-def _exact(agreement: Compared) -> str | None:
-    different = [row for row in agreement.prompts if row.first_divergence is not None]
-    if not different:
-        return None
-    first = min(row.first_divergence or 0 for row in different)
-    return (
-        f"exact: tokens differ in {len(different)} of {agreement.n_prompts} prompts, "
-        f"first at position {first}"
-    )
-
-
-def _containment(agreement: Compared, k: float, horizon: float) -> str | None:
-    outside = [row for row in agreement.prompts if not row.contained(int(k), int(horizon))]
-    if not outside:
-        return None
-    row = outside[0]
-    return (
-        f"containment(k={k:g}, horizon={horizon:g}): in {len(outside)} of "
-        f"{agreement.n_prompts} prompts the first different token is outside of the other's "
-        f"top {k:g} (prompt {row.index}, position {row.first_divergence})"
-    )
-
-
-def _perplexity(agreement: Compared, limit: float) -> str | None:
-    ratio = float(agreement.perplexity_ratio)
-    return None if ratio <= limit else f"perplexity({limit:g}): {ratio:.4g}x that of the reference"
-
-
-def _sqnr(agreement: Compared, db: float) -> str | None:
-    measured = float(agreement.sqnr_db)
-    return None if measured >= db else f"sqnr({db:g}): {measured:.1f} dB"
-
-
-def _correlation(agreement: Compared, least: float) -> str | None:
-    measured = float(agreement.logit_correlation)
-    return None if measured >= least else f"correlation({least:g}): {measured:.5g}"
-
-
-def _logits(agreement: Compared, largest: float) -> str | None:
-    error = max(row.max_abs_logit_error for row in agreement.prompts)
-    return None if error <= largest else f"logits({largest:g}): the largest error is {error:.3g}"
-
-
-def _noise_floor(agreement: Compared, margin: float) -> str | None:
-    """Hold the noise power, as KL and as SQNR, against that of the reference with itself.
-
-    It may be `margin` times as large.
-    """
-    floor = _required_noise_floor(agreement)
-    kl, kl_limit = float(agreement.kl), margin * max(float(floor.kl), KL_RESOLUTION_NATS)
-    floor_db = min(float(floor.sqnr_db), SQNR_RESOLUTION_DB)
-    db, db_limit = float(agreement.sqnr_db), floor_db - 10 * math.log10(margin)
-    if kl <= kl_limit and db >= db_limit:
-        return None
-    return (
-        f"noise_floor({margin:g}): KL {kl:.3g} nats (at most {kl_limit:.3g}), "
-        f"SQNR {db:.1f} dB (at least {db_limit:.1f}); the reference against itself: "
-        f"{float(floor.kl):.3g} nats, {float(floor.sqnr_db):.1f} dB"
-    )
-
-
-def _required_noise_floor(agreement: Compared) -> Compared:
-    if agreement.noise_floor is None:
-        raise UsageError(
-            "agreement rule noise_floor needs the reference compared with itself, "
-            "and none was given."
-        )
-    return agreement.noise_floor
-
-
-_CRITERIA: dict[str, _CriterionKind] = {
-    "exact": _CriterionKind({}, _exact),
-    "containment": _CriterionKind({"k": 5, "horizon": 32}, _containment),
-    "perplexity": _CriterionKind({"limit": None}, _perplexity, "perplexity_ratio"),
-    "sqnr": _CriterionKind({"db": None}, _sqnr, "sqnr_db"),
-    "correlation": _CriterionKind({"least": None}, _correlation, "logit_correlation"),
-    "logits": _CriterionKind({"abs": None}, _logits),
-    "noise_floor": _CriterionKind({"margin": None}, _noise_floor),
-}
-
-_NEEDS_LOGITS = frozenset({"sqnr", "correlation", "logits", "noise_floor"})
-"""Criteria that need the logits of all tokens.
-
-They never hold where an engine gives log-probabilities of some alone.
-"""
-_WHOLE_NUMBERS = frozenset({"k", "horizon"})
-
-
 # The text form
 
 
 def _criterion(part: str, text: str) -> Criterion:
     match = re.fullmatch(r"(\w+)\s*(?:\((.*)\))?", part)
     name = match.group(1) if match else part
-    if match is None or name not in _CRITERIA:
-        all_criteria = f"Criteria: {', '.join(map(_signature, _CRITERIA))}; join several with '+'."
-        near = did_you_mean(name, _CRITERIA, otherwise=all_criteria)
+    if match is None or name not in CRITERIA:
+        all_criteria = f"Criteria: {', '.join(map(_signature, CRITERIA))}; join several with '+'."
+        near = did_you_mean(name, CRITERIA, otherwise=all_criteria)
         raise UsageError(f"agreement rule {text!r}: criterion {part!r} is not known.{near}")
     arguments = _arguments(name, _parts(match.group(2) or ""), text)
     return Criterion(name, _values(name, arguments, text))
@@ -308,13 +175,13 @@ def _values(name: str, arguments: dict[str, str], text: str) -> tuple[float, ...
     """Return the numbers in the order of the criterion's parameters."""
     return tuple(
         _number(name, key, arguments.get(key, default), text)
-        for key, default in _CRITERIA[name].parameters.items()
+        for key, default in CRITERIA[name].parameters.items()
     )
 
 
 def _arguments(name: str, parts: list[str], text: str) -> dict[str, str]:
     """Return the numbers by parameter name: positional ones first, then named ones."""
-    parameters = list(_CRITERIA[name].parameters)
+    parameters = list(CRITERIA[name].parameters)
     arguments: dict[str, str] = {}
     for position, part in enumerate(parts):
         key, value = _named_argument(part, parameters[position : position + 1])
@@ -335,12 +202,16 @@ def _named_argument(part: str, parameter: list[str]) -> tuple[str, str]:
     key, equals, value = part.partition("=")
     if equals:
         return key.strip(), value
+    if part in FLAGS:
+        return part, "1"
     return (parameter[0] if parameter else part), part
 
 
 def _number(name: str, key: str, value: str | float | None, text: str) -> float:
     number = _parsed(value)
-    whole = key in _WHOLE_NUMBERS
+    if key in FLAGS and number in (0, 1):
+        return number
+    whole = key in WHOLE_NUMBERS
     if number > 0 and math.isfinite(number) and (not whole or number == math.trunc(number)):
         return number
     needed = "a whole number of at least 1" if whole else "a positive number"
@@ -361,7 +232,7 @@ def _parsed(value: str | float | None) -> float:
 
 def _signature(name: str) -> str:
     parameters = ", ".join(
-        key if default is None else f"{key}={default:g}"
-        for key, default in _CRITERIA[name].parameters.items()
+        key if default is None or key in FLAGS else f"{key}={default:g}"
+        for key, default in CRITERIA[name].parameters.items()
     )
     return f"{name}({parameters})" if parameters else name

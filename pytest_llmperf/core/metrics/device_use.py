@@ -8,8 +8,9 @@ from pytest_llmperf.core.metrics.origin import Origin, not_measurable, sampled
 from pytest_llmperf.core.metrics.readings import Readings
 from pytest_llmperf.core.metrics.repetitions import Repetition
 from pytest_llmperf.core.metrics.results import Quantity
-from pytest_llmperf.core.trace import RequestTrace, StepCost
-from pytest_llmperf.core.verdicts.estimate import NotMeasurable
+from pytest_llmperf.core.trace import Ceilings, StepCost
+from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
+from pytest_llmperf.errors import BeyondCeiling
 
 NAMES = ("mbu", "mfu", "prefill_mfu")
 
@@ -17,7 +18,10 @@ NAMES = ("mbu", "mfu", "prefill_mfu")
 def device_use(
     repetitions: Sequence[Repetition], readings: Readings, origin: Origin
 ) -> Mapping[str, Quantity]:
-    """Return MBU and MFU of the decode step, and MFU of the prompt."""
+    """Return MBU and MFU of the decode step, and MFU of the prompt.
+
+    Raises BeyondCeiling for a share above 1: the time, the ceiling or the cost is wrong.
+    """
     step, ceilings = readings.step, readings.ceilings
     if step is None:
         return not_measurable(NAMES, "this engine does not tell what a step moves")
@@ -25,10 +29,14 @@ def device_use(
         return not_measurable(NAMES, "the ceilings of this device were not measured")
     bandwidth = _bandwidth_use(repetitions, step, ceilings.copy_bytes_per_s, origin)
     flop_per_s = ceilings.matmul_flop_per_s.get(step.compute_dtype)
-    if not flop_per_s:
+    if flop_per_s:
+        arithmetic = _arithmetic_use(repetitions, step, flop_per_s, origin)
+    else:
         reason = f"the matmul rate of {step.compute_dtype} was not measured"
-        return {"mbu": bandwidth, **not_measurable(("mfu", "prefill_mfu"), reason)}
-    return {"mbu": bandwidth, **_arithmetic_use(repetitions, step, flop_per_s, origin)}
+        arithmetic = dict(not_measurable(("mfu", "prefill_mfu"), reason))
+    shares = {"mbu": bandwidth, **arithmetic}
+    _require_possible(shares, ceilings)
+    return shares
 
 
 def _bandwidth_use(
@@ -63,14 +71,6 @@ def _arithmetic_use(
     }
 
 
-def _positions(request: RequestTrace) -> float:
-    """Return the positions that a decode step attends to, on average.
-
-    Step i of n - 1 sees the prompt and i generated tokens.
-    """
-    return request.n_prompt_tokens + request.n_output_tokens / 2
-
-
 def _step_s(repetition: Repetition) -> float:
     """Return the time of one forward pass of the measured model.
 
@@ -82,25 +82,35 @@ def _step_s(repetition: Repetition) -> float:
 
 
 def _step_bytes(repetition: Repetition, step: StepCost) -> float:
-    cache = step.kv_bytes_per_token * sum(map(_positions, repetition.requests))
+    cache = sum(map(step.cache_bytes, repetition.requests))
     return step.weight_bytes_read + step.assistant_bytes_read + cache
 
 
 def _step_flops(repetition: Repetition, step: StepCost) -> float:
-    return sum(
-        step.flops_per_token + step.attention_flops_per_token_per_position * _positions(request)
-        for request in repetition.requests
-    )
+    return sum(map(step.step_flops, repetition.requests))
 
 
 def _prompt_flops(repetition: Repetition, step: StepCost) -> float:
-    """Return the FLOPs of all prompts: token i of one attends to i positions (causal).
+    return sum(step.prompt_flops(request.n_prompt_tokens) for request in repetition.requests)
 
-    The output head counts once a prompt, where its last position alone has logits.
-    """
-    return sum(
-        n * step.flops_per_token
-        - (n - 1) * step.head_flops
-        + step.attention_flops_per_token_per_position * n * (n + 1) / 2
-        for n in (request.n_prompt_tokens for request in repetition.requests)
+
+def _require_possible(quantities: Mapping[str, Quantity], ceilings: Ceilings) -> None:
+    """Raise BeyondCeiling for a share of a ceiling that is above 1."""
+    for name, share in quantities.items():
+        if isinstance(share, Estimate) and share.value > 1:
+            raise BeyondCeiling(_impossible_text(name, share.value, ceilings))
+
+
+def _impossible_text(name: str, share: float, ceilings: Ceilings) -> str:
+    rates = ", ".join(
+        f"{rate / 1e12:.3g} TFLOP/s in {dtype}"
+        for dtype, rate in ceilings.matmul_flop_per_s.items()
+    )
+    when = f" at {ceilings.measured_at}" if ceilings.measured_at else ""
+    beside = f", beside others: {ceilings.disturbed}" if ceilings.disturbed else ""
+    return (
+        f"{name} is {share:.3g}, and no run uses more than all of a device. Its ceilings were "
+        f"measured{when}{beside}: {ceilings.copy_bytes_per_s / 1e9:.3g} GB/s of a copy, {rates}. "
+        "They are measured again by the next run. Where it is so again, the weights fit into a "
+        "cache of the device: take a larger model, or assert on times."
     )

@@ -9,6 +9,9 @@ from msgspec import Struct
 
 from pytest_llmperf.core.verdicts.estimate import Direction
 
+CPU_GROWTH = "peak/1"
+"""Definition of `memory.peak` in 0.1: on a GPU it is today's, on a CPU it was the growth alone."""
+
 STATISTICS = ("p50", "p90", "p95", "p99", "mean", "max")
 
 
@@ -149,14 +152,15 @@ _USE = (
         "mbu",
         "1",
         "higher",
-        "mbu/1",
-        "(weight bytes + KV bytes of a decode step) / time of a step / measured copy bandwidth",
+        "mbu/2",
+        "(bytes of the weights that a decode step uses, of the KV that it sees and of its states) "
+        "/ time of a step / measured copy bandwidth",
     ),
     _row(
         "mfu",
         "1",
         "higher",
-        "mfu/2",
+        "mfu/3",
         "model FLOPs of the decode step (of a Prefill: of the prompt) / time / measured "
         "dense matmul rate",
     ),
@@ -164,7 +168,7 @@ _USE = (
         "prefill_mfu",
         "1",
         "higher",
-        "prefill_mfu/2",
+        "prefill_mfu/3",
         "model FLOPs of the prompt, the output head at its last position / TTFT / measured dense "
         "matmul rate",
     ),
@@ -183,8 +187,17 @@ _MEMORY = (
         "memory.peak",
         "B",
         "lower",
-        "peak/1",
-        "peak allocated over the measured region; on a CPU the growth of the worker's RSS",
+        "peak/2",
+        "peak allocated over the measured region, weights included; on a CPU the high-water mark "
+        "of the process that holds the model",
+        tolerance=0.01,
+    ),
+    _row(
+        "memory.growth",
+        "B",
+        "lower",
+        "growth/1",
+        "what the peak of the measured region is above what was there before it",
         tolerance=0.01,
     ),
     _row(
@@ -240,62 +253,145 @@ _OTHER = (
         tolerance=0.1,
     ),
 )
+_SERVER = (
+    _row(
+        "startup.process",
+        "s",
+        "lower",
+        "startup_process/1",
+        "server: start of its command to healthy, without weights and compilation; one observation",
+        tolerance=0.1,
+    ),
+    _row(
+        "startup.weights",
+        "s",
+        "lower",
+        "startup_weights/1",
+        "server: reading the weights, as its log says; the slowest rank; one observation",
+        tolerance=0.1,
+    ),
+    _row(
+        "startup.compile",
+        "s",
+        "lower",
+        "startup_compile/1",
+        "server: compiling and capturing graphs, as its log says; one observation",
+        tolerance=0.1,
+    ),
+    _row(
+        "startup.warm",
+        "s",
+        "lower",
+        "startup_warm/1",
+        "server: healthy to first answer; one observation",
+        tolerance=0.1,
+    ),
+    _row(
+        "memory.kv_tokens",
+        "tok",
+        "higher",
+        "kv_tokens/1",
+        "server: tokens that its KV cache holds, as it says",
+    ),
+    _row(
+        "preemptions",
+        "",
+        "lower",
+        "preemptions/1",
+        "server: requests put back because the KV cache was full, as its metrics count them",
+    ),
+    _row(
+        "unpreempted",
+        "1",
+        "higher",
+        "unpreempted/1",
+        "server: 1 - preemptions / requests sent; it has a ratio where no request was preempted",
+    ),
+    _row(
+        "speculative_acceptance",
+        "1",
+        "higher",
+        "speculative_acceptance/1",
+        "server: accepted tokens / proposed tokens, as its metrics count them",
+    ),
+    _row(
+        "prefix_hits",
+        "1",
+        "higher",
+        "prefix_hits/1",
+        "server: prompt tokens from the prefix cache / prompt tokens, as its metrics count them",
+    ),
+)
 _AGREEMENT = (
     _row(
         "agreement.top1",
         "1",
         "higher",
-        "top1/1",
-        "positions whose argmax is the reference's, teacher-forced",
+        "top1/2",
+        "positions whose argmax is the reference's, teacher-forced through the measured loop",
     ),
     _row(
         "agreement.top5",
         "1",
         "higher",
-        "top5/1",
+        "top5/2",
         "positions where the reference's token is among the candidate's five",
     ),
-    _row("agreement.kl", "nats", "lower", "kl/1", "mean KL(reference || candidate)"),
+    _row("agreement.kl", "nats", "lower", "kl/2", "mean KL(reference || candidate)"),
     _row(
         "agreement.perplexity_ratio",
         "x",
         "lower",
-        "perplexity_ratio/1",
+        "perplexity_ratio/2",
         "candidate's perplexity of the reference's tokens / the reference's",
     ),
     _row(
         "agreement.logprob_mae",
         "nats",
         "lower",
-        "logprob_mae/1",
+        "logprob_mae/2",
         "mean |difference| of the reference token's log-probability",
     ),
     _row(
         "agreement.prefix_match",
         "1",
         "higher",
-        "prefix_match/1",
+        "prefix_match/2",
         "share of free-running greedy tokens before the first divergence",
     ),
     _row(
         "agreement.sqnr_db",
         "dB",
         "higher",
-        "sqnr/1",
+        "sqnr/2",
         "signal of the reference's logits / squared error of the candidate's",
     ),
     _row(
         "agreement.logit_correlation",
         "",
         "higher",
-        "logit_correlation/1",
+        "logit_correlation/2",
         "correlation of the two models' logits, means removed position by position",
+    ),
+    _row(
+        "agreement.decode_kl",
+        "nats",
+        "lower",
+        "decode_kl/1",
+        "mean KL(candidate without a cache || through its loop)",
+    ),
+    _row(
+        "agreement.end_mae",
+        "nats",
+        "lower",
+        "end_mae/1",
+        "mean |difference| of the end of sequence's log-probability",
     ),
     _row(
         "agreement.containment",
         "1",
         "higher",
-        "containment/1",
+        "containment/2",
         "prompts whose first divergence is inside both top k, or after the horizon",
     ),
 )
@@ -309,7 +405,7 @@ _TASK = (
 )
 
 TABLE: dict[str, Metric] = {
-    row.name: row for row in (*_SPEED, *_USE, *_MEMORY, *_OTHER, *_AGREEMENT, *_TASK)
+    row.name: row for row in (*_SPEED, *_USE, *_MEMORY, *_OTHER, *_SERVER, *_AGREEMENT, *_TASK)
 }
 ALIASES = {"output_throughput": "throughput"}
 

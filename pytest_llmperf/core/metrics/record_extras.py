@@ -31,6 +31,7 @@ def ceilings(measured: Ceilings | None, step: StepCost | None) -> dict[str, Any]
             "dtype": step.compute_dtype,
             "device": measured.device,
             "measured_at": measured.measured_at,
+            **({"disturbed": measured.disturbed} if measured.disturbed else {}),
         }
     }
 

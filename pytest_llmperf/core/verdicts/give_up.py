@@ -78,22 +78,6 @@ def forecast(values: Sequence[float], *, spent_s: float, budget_s: float) -> flo
     return _MEDIAN_99 * spread / math.sqrt(n_at_end)
 
 
-def of_pairs(smallest_visible: float, *, n: int, n_at_end: int, refuted: float) -> str:
-    """Say why no more pairs are measured; empty where those that are left may decide.
-
-    `smallest_visible` is the worsening that `n` pairs would have shown, `n_at_end` how many pairs
-    fit into the budget at most, `refuted` the worsening that a PASS refutes.
-    """
-    at_end = smallest_visible * math.sqrt(n / max(n, n_at_end))
-    if at_end <= MARGIN * refuted:
-        return ""
-    return (
-        f"given up after {n} pairs: at this noise {n_at_end} pairs would show a worsening of "
-        f"{format_percent(at_end, 2)} at best, and {format_percent(refuted, 2)} is to be refuted: "
-        "this machine is too noisy for this comparison"
-    )
-
-
 def out_of_reach(n: int, more: int | None, noun: str) -> str:
     """Say of a claim that so many more samples would decide that they are too many.
 

@@ -140,6 +140,18 @@ class SideBySide(Struct, frozen=True, kw_only=True):
         """Decide after the pairs so far; None before the first."""
         return _look(self) if self.log_ratios else None
 
+    def visible_after(self, n: int) -> float:
+        """Return the smallest worsening that `n` pairs would show which spread as those so far do.
+
+        Raises ValueError for fewer pairs than there are, or where there is none.
+        """
+        measured = len(self.log_ratios)
+        if not 0 < measured <= n:
+            raise ValueError(f"{measured} pairs say nothing of {n}")
+        moments = _moments(self.log_ratios)
+        squares = moments.squares * (n - 1) / max(1, measured - 1)
+        return _smallest_visible(moments._replace(n=n, squares=squares), self)
+
 
 class _Moments(NamedTuple):
     """The mean of n log ratios and the sum of squares about it.

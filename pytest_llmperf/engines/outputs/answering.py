@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pytest_llmperf.engines.outputs.inputs import left_padded, tokenise
-from pytest_llmperf.engines.outputs.reference import Scorer
+from pytest_llmperf.engines.outputs.scorer import Scorer
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import PromptSet, Task, TaskAnswer, TaskSet
 

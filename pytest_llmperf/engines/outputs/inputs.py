@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from pytest_llmperf.engines.models.padding import padding_id
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import Lockstep, PromptSet
+from pytest_llmperf.workloads.prompts import CHAT
 
 
 @dataclass(frozen=True)
@@ -180,12 +182,23 @@ def tokenise(prompts: PromptSet, tokenizer: Any | None, *, whole: bool = True) -
 
 
 def _encoded(prompts: PromptSet, tokenizer: Any, *, chat: bool) -> list[list[int]]:
+    if prompts.parts and chat:
+        return _encoded_by_part(prompts, tokenizer)
     if chat and getattr(tokenizer, "chat_template", None):
         texts = [_as_chat(text, tokenizer) for text in prompts.texts]
         rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     else:
         rows = tokenizer(list(prompts.texts))["input_ids"]
     return [list(ids) for ids in rows]
+
+
+def _encoded_by_part(prompts: PromptSet, tokenizer: Any) -> list[list[int]]:
+    """Return the ids of each text; those of the part of chats alone are put into the template."""
+    alone = structs.replace(prompts, parts=())
+    chats = _encoded(alone, tokenizer, chat=True)
+    plain = _encoded(alone, tokenizer, chat=False)
+    pairs = zip(prompts.parts, chats, plain, strict=True)
+    return [as_chat if part == CHAT else as_text for part, as_chat, as_text in pairs]
 
 
 def _as_chat(text: str, tokenizer: Any) -> str:

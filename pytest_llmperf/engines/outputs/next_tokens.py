@@ -11,7 +11,7 @@ from pytest_llmperf.core.agreement.comparison import TopToken
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.engines.outputs.bounds import context_length
 from pytest_llmperf.engines.outputs.inputs import left_padded, tokenise
-from pytest_llmperf.engines.outputs.reference import Scorer
+from pytest_llmperf.engines.outputs.scorer import Scorer
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.workloads import PromptSet
 

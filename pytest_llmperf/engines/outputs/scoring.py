@@ -5,7 +5,7 @@ Tensors in, plain values out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,14 +29,20 @@ class Scored:
     noise: float
     max_abs_logit_error: float
     candidate_signal: float
+    reference_end_logprob: tuple[float, ...]
+    candidate_end_logprob: tuple[float, ...]
 
 
 def score(
-    reference: Tensor, candidate: Tensor, tokens: Tensor, dtypes: tuple[torch.dtype, torch.dtype]
+    reference: Tensor,
+    candidate: Tensor,
+    tokens: Tensor,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    ends: Sequence[int] = (),
 ) -> Scored:
     """Compare [positions, vocab] float32 logits at the reference's `tokens` [positions].
 
-    `dtypes` are those the logits were computed in.
+    `dtypes` are those the logits were computed in, `ends` the ids that end a sequence.
     """
     ref, cand = reference.double(), candidate.double()
     ref_logp, cand_logp = ref.log_softmax(-1), cand.log_softmax(-1)
@@ -51,7 +57,22 @@ def score(
         noise=_energy(error),
         max_abs_logit_error=float(error.abs().max()),
         candidate_signal=_energy(cand),
+        reference_end_logprob=_of_any(ref_logp, ends),
+        candidate_end_logprob=_of_any(cand_logp, ends),
     )
+
+
+def divergence_of(truth: Tensor, other: Tensor) -> tuple[float, ...]:
+    """Return KL(truth || other) of [positions, vocab] logits, in nats, position by position."""
+    logps = truth.double().log_softmax(-1), other.double().log_softmax(-1)
+    return tuple(_kl(*logps).tolist())
+
+
+def _of_any(logp: Tensor, ids: Sequence[int]) -> tuple[float, ...]:
+    """Return the log-probability of any of `ids` at each position of [positions, vocab]."""
+    if not ids:
+        return ()
+    return tuple(logp[:, list(ids)].logsumexp(-1).tolist())
 
 
 def _kl(ref_logp: Tensor, cand_logp: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
+from pytest_llmperf.engines.models.architectures import Architecture
 from pytest_llmperf.engines.models.names import (
     WRITTEN_BYTES,
-    Architecture,
     predicted_weights_bytes,
     published_architecture,
 )

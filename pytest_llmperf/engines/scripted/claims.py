@@ -65,6 +65,7 @@ class Claims:
         return MemoryGauges(
             weights=weights,
             peak=peak,
+            growth=peak - weights,
             reserved=math.ceil(peak / RESERVE_STEP_BYTES) * RESERVE_STEP_BYTES,
             process=peak + PROCESS_BYTES,
             device=None,

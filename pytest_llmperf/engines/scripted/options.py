@@ -80,6 +80,7 @@ class ScriptedOptions:
     are others. A run takes `cpu_s_per_token` of CPU time for each output token, whatever the clock
     does (None: it cannot be read). Other programs use the share `others` of the cores meanwhile.
 
+    `correlation` is the lag-1 autocorrelation of the noise from run to run of one process.
     `process` is how much processes differ: each time that the model is loaded, its times get a
     log-normal factor of this spread.
 
@@ -90,6 +91,7 @@ class ScriptedOptions:
     ttft_s: float = 0.05
     tpot_s: float = 0.01
     noise: float = 0.0
+    correlation: float = 0.0
     process: float = 0.0
     warmup: int = 0
     load_s: float = 1.0
@@ -250,6 +252,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "ttft": ("ttft_s", _time_s),
     "tpot": ("tpot_s", _time_s),
     "noise": ("noise", float),
+    "correlation": ("correlation", _share),
     "process": ("process", float),
     "warmup": ("warmup", _count),
     "load": ("load_s", _time_s),

@@ -66,7 +66,7 @@ def read_reference(path: str) -> ReferenceFile:
     """
     try:
         reference = msgspec.json.decode(Path(path).read_bytes(), type=ReferenceFile)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LoadError(
             f"the reference {path!r} cannot be read: {error}. Remove it and it is made again."
         ) from error

@@ -32,6 +32,7 @@ class Timing:
         self._strategy = strategy
         self._clock = clock
         self._process_factor: float | None = None
+        self._noise: float | None = None
 
     def of_lockstep(
         self, workload: Lockstep, plan: LoadPlan, repetition: int, factor: float, *, short: bool
@@ -88,7 +89,15 @@ class Timing:
             return factor
         seed = f"{self._options.seed}|{self._strategy}|{repetition}|{n_runs}"
         draw = random.Random(seed)  # noqa: S311 - noise, not secrets
-        return factor * math.exp(draw.gauss(0, self._options.noise))
+        return factor * math.exp(self._options.noise * self._drifted(draw.gauss(0, 1)))
+
+    def _drifted(self, drawn: float) -> float:
+        """Return noise of standard deviation 1 that follows the noise of the run before."""
+        share = self._options.correlation
+        if self._noise is not None:
+            drawn = share * self._noise + math.sqrt(1 - share * share) * drawn
+        self._noise = drawn
+        return drawn
 
     def _factor_of_process(self, repetition: int) -> float:
         """Return the factor of this process, which follows from the first repetition it runs.

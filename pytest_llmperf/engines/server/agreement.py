@@ -5,6 +5,10 @@ for each token of a prompt, its log-probability and its rank over the whole voca
 (`prompt_logprobs`), and the ids of what it generated (`return_token_ids`). That is top-1, top-5,
 perplexity, and where two texts part; what needs the logits of all tokens (KL, SQNR) is not
 measurable.
+
+Nobody can make a server decode given tokens. What it says of a prompt comes from a prefill; of its
+decoding there are the tokens that it generates and their own log-probabilities (`logprobs`), which
+are scored in place of the prefill's as long as both texts are the same.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from pytest_llmperf.errors import UsageError
 
 TOP = 5
 PARTIAL = "a server gives log-probabilities of some tokens, not the logits of all"
+UNFORCED = "a server takes no tokens from outside"
 
 Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Sends the fields of a completion and returns its first choice."""
@@ -43,6 +48,7 @@ class Reference:
     prompts: tuple[str, ...]
     rows: tuple[tuple[int, ...], ...]
     continuations: tuple[tuple[int, ...], ...]
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str) -> Reference:
@@ -51,18 +57,20 @@ class Reference:
         Raises WorkerError when the file is missing or not a reference.
         """
         stored = ReferenceFile.read(path, "np")
+        pairs = zip(stored.continuation.tolist(), stored.counts, strict=True)
         return cls(
             path=Path(path),
             prompts=stored.prompts,
             rows=tuple(map(tuple, stored.rows)),
-            continuations=tuple(map(tuple, stored.continuation.tolist())),
+            continuations=tuple(tuple(tokens[:count]) for tokens, count in pairs),
+            parts=stored.parts,
         )
 
     def logits(self, index: int) -> Logits:
         """Return the [positions, vocabulary] logits of one prompt."""
         with safe_open(self.path, framework="np") as file:
             rows: Logits = file.get_slice("logits")[index]
-        return rows
+        return rows[: len(self.continuations[index])]
 
 
 @dataclass(frozen=True)
@@ -70,19 +78,28 @@ class ServerAnswer:
     """What a server says about one prompt.
 
     `logprobs` are what it says of each token of the reference's continuation: token id as text ->
-    `logprob` and `rank`, which begins with 1. `free` are its own tokens.
+    `logprob` and `rank`, which begins with 1. `free` are its own tokens, and `free_logprobs` what
+    it says of each of them as it decodes, empty where it says nothing.
     """
 
     logprobs: Sequence[dict[str, Any]]
     free: tuple[int, ...]
+    free_logprobs: tuple[float, ...] = ()
 
     def ranks(self, tokens: Sequence[int]) -> list[int]:
         """Return the rank of each of the reference's tokens, from 0."""
         return [int(row["rank"]) - 1 for row in self._rows_of(tokens)]
 
     def own_logprobs(self, tokens: Sequence[int]) -> tuple[float, ...]:
-        """Return the log-probability of each of the reference's tokens."""
-        return tuple(float(row["logprob"]) for row in self._rows_of(tokens))
+        """Return the log-probability of each of the reference's tokens.
+
+        It is what the server said as it decoded them, and of tokens that it did not decode what it
+        says of them as a prompt.
+        """
+        of_prompt = tuple(float(row["logprob"]) for row in self._rows_of(tokens))
+        place = _first_difference(self.free, tokens)
+        decoded = self.free_logprobs[: len(tokens) if place is None else place]
+        return (*decoded, *of_prompt[len(decoded) :])
 
     def first_tokens(self) -> list[int]:
         """Return the token that the server ranks first at each position."""
@@ -115,7 +132,7 @@ async def compare(
 async def _answer(ask: Ask, reference: Reference, index: int) -> ServerAnswer:
     row, continuation = reference.rows[index], reference.continuations[index]
     logprobs = await _forced_logprobs(ask, row, continuation)
-    return ServerAnswer(logprobs, await _free_tokens(ask, row, len(continuation)))
+    return ServerAnswer(logprobs, *await _free_tokens(ask, row, len(continuation)))
 
 
 async def _forced_logprobs(
@@ -137,16 +154,26 @@ def _is_list_of(value: object, length: int) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and len(value) == length
 
 
-async def _free_tokens(ask: Ask, row: Sequence[int], n: int) -> tuple[int, ...]:
-    """Return the ids of the `n` tokens that the server decodes greedily."""
-    choice = await ask({"prompt": list(row), **_exactly(n), "return_token_ids": True})
+async def _free_tokens(
+    ask: Ask, row: Sequence[int], n: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return the ids of the `n` tokens that the server decodes greedily, and what it says of them.
+
+    That is their log-probabilities, which not every server gives.
+    """
+    choice = await ask(
+        {"prompt": list(row), **_exactly(n), "return_token_ids": True, "logprobs": 1}
+    )
     ids = choice.get("token_ids")
     if not _is_list_of(ids, n):
         raise UsageError(
             "agreement needs the ids of the tokens that were generated, "
             "and this server does not return them."
         )
-    return tuple(ids)
+    logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
+    if not _is_list_of(logprobs, n) or None in logprobs:
+        return tuple(ids), ()
+    return tuple(ids), tuple(map(float, logprobs))
 
 
 def _exactly(n: int) -> dict[str, Any]:
@@ -182,6 +209,8 @@ def _compare(
         reference_text=text_of(tokens),
         candidate_text=text_of(answer.free),
         partial=PARTIAL,
+        part=reference.parts[index] if reference.parts else "",
+        unforced=UNFORCED,
     )
 
 

@@ -26,7 +26,9 @@ from pytest_llmperf.processes import TOKEN, kill_marked
 LOG_LINES = 30
 UNPRINTABLE = "\ufffd"
 _TAIL_BYTES = 2**15
+_BEGINNING_BYTES = 2**20
 _REAP_S = 5.0
+_END_S = 30.0
 
 
 class Child:
@@ -35,9 +37,17 @@ class Child:
     Every process that carries its token is its own, whatever group or session it went to.
     """
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log: Path,
+        at_end: Sequence[str] = (),
+    ) -> None:
         self.command = tuple(command)
         self.log = log
+        self._at_end = tuple(at_end)
         self._token = f"{os.environ.get(TOKEN, 'llmperf')}.server-{os.urandom(8).hex()}"
         own = {TOKEN: self._token, "PYTHONUNBUFFERED": "1"}
         self._process = _start(self.command, {**os.environ, **env, **own}, log)
@@ -61,6 +71,12 @@ class Child:
             return f"It wrote nothing ({self.log})."
         return f"Last lines of {self.log}:\n" + "\n".join(_last_lines(self.log, size))
 
+    def beginning(self) -> str:
+        """Return the first lines of its output, those of its start."""
+        with contextlib.suppress(OSError), self.log.open("rb") as stream:
+            return stream.read(_BEGINNING_BYTES).decode("utf-8", "replace")
+        return ""
+
     def resident_bytes(self) -> int:
         """Return the resident memory of the process and its descendants."""
         return sum(_resident(process) for process in self._tree())
@@ -72,10 +88,14 @@ class Child:
     def end(self, grace_s: float) -> None:
         """Send SIGTERM to the group, and after `grace_s` SIGKILL to the group and all its own.
 
-        May be called again.
+        Then run what ends the processes that are none of its own (a container's). May be called
+        again.
         """
         if self._process.poll() is None:
             self._signal_and_wait(signal.SIGTERM, grace_s)
+        at_end, self._at_end = self._at_end, ()
+        if at_end:
+            _run_quietly(at_end)
         self._signal_and_wait(signal.SIGKILL, _REAP_S)
         kill_marked(self._token)
 
@@ -98,9 +118,17 @@ class Child:
         return []
 
 
+def _run_quietly(command: Sequence[str]) -> None:
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(  # noqa: S603 - the container program of the user
+            command, capture_output=True, timeout=_END_S, check=False
+        )
+
+
 def _start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     try:
-        with log.open("wb") as output:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with os.fdopen(os.open(log, flags, 0o600), "wb") as output:
             return subprocess.Popen(  # noqa: S603 - the command is the user's own choice
                 command,
                 stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 import sys
 import time
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.server.child import Child, find_program, free_port, log_file
-from pytest_llmperf.engines.server.client import connections
 from pytest_llmperf.engines.server.introspection import ASK_S, Introspection, require_model
 from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.engines.server.options import ServerOptions, read_options
 from pytest_llmperf.engines.server.presets import Preset, preset_of
 from pytest_llmperf.engines.server.running import Server
 from pytest_llmperf.engines.server.source import ModelSource, model_source
+from pytest_llmperf.engines.server.starting.connecting import connections
+from pytest_llmperf.engines.server.starting.container import container, files_of
+from pytest_llmperf.engines.server.starting.restart import restart
 
 
 class ServerEngine:
@@ -43,41 +46,59 @@ class ServerEngine:
             if address.child is not None:
                 undo.callback(address.child.end, options.stop_timeout_s)
             server = runner.run(_wait_until_healthy(preset, options, address))
+            healthy_s = time.perf_counter() - start_s
             undo.callback(lambda: runner.run(server.http.close()))
-            loaded = _probe(ServedModel(plan, server, source, runner), start_s)
+            loaded = _probe(ServedModel(plan, server, source, runner), start_s, healthy_s)
             undo.pop_all()
         return loaded
 
 
-def _probe(loaded: ServedModel, start_s: float) -> ServedModel:
-    """Wait for the first answer, which ends the load time."""
+def _probe(loaded: ServedModel, start_s: float, healthy_s: float) -> ServedModel:
+    """Wait for the first answer, which ends the load time; then have its settings proved."""
     loaded.probe()
-    loaded.load_s = time.perf_counter() - start_s
+    loaded.started(healthy_s, time.perf_counter() - start_s)
+    loaded.prove()
     return loaded
 
 
 @dataclass(frozen=True)
 class _Address:
-    """Where a server answers, what the model is served as, and its process if it is ours."""
+    """Where a server answers, what the model is served as, and its process if it is ours.
+
+    `image` is the hash of the container image that it runs from, "" without one.
+    """
 
     base: str
     name: str
     child: Child | None = None
+    image: str = ""
 
 
 def _start(plan: LoadPlan, preset: Preset, options: ServerOptions, source: ModelSource) -> _Address:
-    """Start the server, unless it runs already."""
+    """Start the server, unless it runs already; then it is started anew by its own command."""
     name = options.name or plan.model.name
     if options.url:
+        restart(options.restart, options.start_timeout_s)
         return _Address(options.url, name)
     values = {"port": str(free_port()), "model": source.location, "name": name}
-    child = Child(
-        _command(plan, preset, options, values, dummy=source.dummy),
-        env=preset.env | (preset.cpu_env if plan.device == "cpu" else {}),
-        log=log_file(f"server-{preset.name or 'command'}"),
-    )
+    words = _command(plan, preset, options, values, dummy=source.dummy)
+    env = preset.env | (preset.cpu_env if plan.device == "cpu" else {})
+    log = log_file(f"server-{preset.name or 'command'}")
     served_name = options.name or _with_values(preset.served_as, values)
-    return _Address(f"http://127.0.0.1:{values['port']}", served_name, child)
+    base = f"http://127.0.0.1:{values['port']}"
+    if not options.image:
+        return _Address(base, served_name, Child(words, env=env, log=log))
+    box = container(options.image, options.image_args)
+    command = box.command(
+        words, environment=env, files=files_of(source.location), gpus=_gpus_of(plan)
+    )
+    child = Child(command, env={}, log=log, at_end=box.removal)
+    return _Address(base, served_name, child, box.image_id())
+
+
+def _gpus_of(plan: LoadPlan) -> str:
+    """Return the GPUs that this process was given, as a container is told them."""
+    return "" if plan.device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "all")
 
 
 def _command(
@@ -100,6 +121,11 @@ def _command(
 
 
 def _program(preset: Preset, options: ServerOptions) -> list[str]:
+    if options.image:
+        # The image's own: nothing of it is on this host.
+        program = options.program or preset.program or ("python3" if preset.module else "")
+        module = ["-m", preset.module] if preset.module else []
+        return [*([program] if program else []), *module]
     if preset.module:
         return [options.program or sys.executable, "-m", preset.module]
     if not preset.program:
@@ -127,7 +153,7 @@ async def _wait_until_healthy(preset: Preset, options: ServerOptions, address: _
     trusted = ssl.create_default_context(cafile=options.ca_file) if options.ca_file else None
     http = connections(ASK_S, trusted)
     try:
-        introspection = Introspection(address.base, http, headers)
+        introspection = Introspection(address.base, http, headers, options.metrics)
         died = address.child.died if address.child is not None else None
         await introspection.until_healthy(options.health, options.start_timeout_s, died)
         facts = await _checked_facts(introspection, options, address.name)
@@ -144,7 +170,7 @@ async def _wait_until_healthy(preset: Preset, options: ServerOptions, address: _
         saying=introspection,
         child=address.child,
         trusted=trusted,
-        facts=facts,
+        facts=facts | ({"image": address.image} if address.image else {}),
     )
 
 

@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from pytest_llmperf.core.metrics import server_metrics
-from pytest_llmperf.engines.server.failures import tls_failure
+from pytest_llmperf.engines.server.failures import tls_failure, whole
 from pytest_llmperf.errors import LoadError, NotInEffect
 
 ASK_S = 5.0
@@ -36,8 +36,15 @@ _FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
 class Introspection:
     """Questions to one server. Each takes at most 5 s; what it does not answer is None."""
 
-    def __init__(self, base: str, session: aiohttp.ClientSession, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        base: str,
+        session: aiohttp.ClientSession,
+        headers: dict[str, str],
+        metrics: str = "/metrics",
+    ) -> None:
         self._base = base
+        self._metrics = metrics
         self._session = session
         self._headers = headers
 
@@ -107,13 +114,18 @@ class Introspection:
 
         Empty where it has none.
         """
+        page = await self.metrics_page()
+        return {} if page is None else server_metrics.read(page)
+
+    async def metrics_page(self) -> str | None:
+        """Return the text of its Prometheus page, or None where it has none."""
         try:
-            async with self._get("/metrics") as response:
+            async with self._get(self._metrics) as response:
                 if response.status != _OK:
-                    return {}
-                return server_metrics.read(await response.text())
+                    return None
+                return (await whole(response)).decode("utf-8", "replace")
         except _FAILURES:
-            return {}
+            return None
 
     async def sample(self, into: list[dict[str, float]]) -> None:
         """Add the metrics to a list, once a second, until cancelled."""
@@ -127,8 +139,8 @@ class Introspection:
             async with self._get(path) as response:
                 if response.status != _OK:
                     return None
-                return msgspec.json.decode(await response.read())
-        except (*_FAILURES, msgspec.DecodeError):
+                return msgspec.json.decode(await whole(response))
+        except (*_FAILURES, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     async def _vllm_facts(self) -> dict[str, str]:
@@ -153,9 +165,11 @@ class Introspection:
             return None
 
     def _get(self, path: str) -> Any:
+        own = path.startswith("/")
         return self._session.get(
-            self._base + path,
-            headers=self._headers,
+            self._base + path if own else path,
+            # The key is the server's: another address does not get it.
+            headers=self._headers if own else None,
             timeout=aiohttp.ClientTimeout(total=ASK_S),
             allow_redirects=False,
         )

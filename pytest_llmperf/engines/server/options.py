@@ -19,13 +19,19 @@ import msgspec
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.refusals import first_reason
 from pytest_llmperf.engines.server.presets import PROTOCOLS, Preset
+from pytest_llmperf.engines.server.proof.asked import expect_refusal
+from pytest_llmperf.engines.server.proof.said import METRICS
 from pytest_llmperf.errors import did_you_mean
+from pytest_llmperf.secrets import hide
 
 KINDS: dict[str, tuple[type, ...]] = {
     "command": (str,),
     "url": (str,),
     "args": (str,),
     "program": (str,),
+    "image": (str,),
+    "image_args": (str,),
+    "restart": (str,),
     "health": (str,),
     "path": (str,),
     "protocol": (str,),
@@ -42,6 +48,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "start_timeout": (int, float),
     "stop_timeout": (int, float),
     "tokenizer": (str,),
+    "expect": (str,),
+    "probe": (bool,),
+    "metrics": (str,),
 }
 """Option -> its types. Their meaning is in docs/servers.md."""
 
@@ -77,6 +86,9 @@ class ServerOptions:
     url: str = ""
     args: tuple[str, ...] = ()
     program: str = ""
+    image: str = ""
+    image_args: tuple[str, ...] = ()
+    restart: str = ""
     health: str
     path: str = ""
     protocol: str
@@ -91,6 +103,9 @@ class ServerOptions:
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
     tokenizer: str = ""
+    expect: str = ""
+    probe: bool = True
+    metrics: str = METRICS
 
 
 def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
@@ -100,17 +115,22 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
     def text(name: str, default: str = "") -> str:
         return str(options.get(name, default))
 
+    api_key = os.environ.get(text("api_key_env"), "").strip()
+    hide(api_key)
     return ServerOptions(
         command=tuple(shlex.split(text("command"))),
         url=_base(text("url")),
         args=tuple(shlex.split(text("args"))),
         program=text("program"),
+        image=text("image"),
+        image_args=tuple(shlex.split(text("image_args"))),
+        restart=text("restart"),
         health=text("health", preset.health),
         path=text("path"),
         protocol=text("protocol", preset.protocol),
         fields=_field_changes(options),
         name=text("name"),
-        api_key=os.environ.get(text("api_key_env"), "").strip(),
+        api_key=api_key,
         prefix_cache=bool(options.get("prefix_cache", False)),
         prompt_ids=bool(options.get("prompt_ids", preset.prompt_ids)),
         ignore_eos=bool(options.get("ignore_eos", True)),
@@ -119,6 +139,9 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
         start_timeout_s=float(options.get("start_timeout", 600)),
         stop_timeout_s=float(options.get("stop_timeout", 10)),
         tokenizer=text("tokenizer"),
+        expect=text("expect"),
+        probe=bool(options.get("probe", True)),
+        metrics=text("metrics", METRICS),
     )
 
 
@@ -193,6 +216,10 @@ def _command_or_url_refusal(options: Mapping[str, object], preset: Preset) -> st
             "options 'command' and 'url' exclude each other: "
             "a server is started, or it runs already."
         )
+    if url and options.get("image"):
+        return "options 'image' and 'url' exclude each other: a server at a URL runs already."
+    if options.get("restart") and not url:
+        return "option 'restart' is for a server at a URL: every other one is started anew by us."
     if not preset.name and not (command or url):
         return (
             "which server? Give option 'command' (with {port} in it) or 'url', "
@@ -216,8 +243,14 @@ def _command_refusal(options: Mapping[str, object]) -> str | None:
     )
 
 
+_URL_NEEDED = "an http or https URL is needed, for example 'http://127.0.0.1:8000'."
+
+
 def _url_refusal(options: Mapping[str, object]) -> str | None:
-    url = urlsplit(str(options.get("url", "http://localhost")))
+    try:
+        url = urlsplit(str(options.get("url", "http://localhost")))
+    except ValueError as error:
+        return f"option url = {options['url']!r} is no URL ({error}): {_URL_NEEDED}"
     if url.query or url.fragment:
         return (
             f"option url = {options['url']!r} has a query or a fragment: only what paths are added "
@@ -230,10 +263,7 @@ def _url_refusal(options: Mapping[str, object]) -> str | None:
         )
     if _has_address(url):
         return None
-    return (
-        f"option url = {options['url']!r}: an http or https URL is needed, "
-        "for example 'http://127.0.0.1:8000'."
-    )
+    return f"option url = {options['url']!r}: {_URL_NEEDED}"
 
 
 def _has_address(url: SplitResult) -> bool:
@@ -330,7 +360,23 @@ def _is_no_time(value: object) -> bool:
     return isinstance(value, int | float) and value <= 0
 
 
+def _expect_refusal(options: Mapping[str, object]) -> str | None:
+    return expect_refusal(str(options.get("expect", "")))
+
+
+def _metrics_refusal(options: Mapping[str, object]) -> str | None:
+    page = str(options.get("metrics", METRICS))
+    if page.startswith("/") or _has_address(urlsplit(page)):
+        return None
+    return (
+        f"option metrics = {page!r}: a path below the server's URL, or a URL of its own, is "
+        "needed, for example '/metrics' or 'http://127.0.0.1:8080/metrics'."
+    )
+
+
 _CHECKS = (
+    _expect_refusal,
+    _metrics_refusal,
     _command_refusal,
     _url_refusal,
     _path_refusal,

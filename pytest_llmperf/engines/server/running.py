@@ -13,10 +13,10 @@ import aiohttp
 
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.engines.server.child import Child
-from pytest_llmperf.engines.server.client import takes_connections
 from pytest_llmperf.engines.server.introspection import Introspection
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
+from pytest_llmperf.engines.server.starting.connecting import takes_connections
 from pytest_llmperf.errors import WorkerError
 from pytest_llmperf.instruments.telemetry import judge_cpu, own_cores, read_cpu
 
@@ -62,11 +62,15 @@ class Server:
 
 
 class Watched(NamedTuple, Generic[T]):
-    """What came of the work, the marks it earned, and the server's CPU time (None: not seen)."""
+    """What came of the work, the marks it earned, and the server's CPU time (None: not seen).
+
+    `gauges` are what others did beside it (`instruments.telemetry`).
+    """
 
     result: T
     marks: list[Mark]
     cpu_s: float | None
+    gauges: dict[str, float]
 
 
 class ServerLoop:
@@ -90,10 +94,10 @@ class ServerLoop:
         cpu_s = self._server.busy_s() - busy_before_s
         after = read_cpu()
         if self._server.child is None:
-            return Watched(result, [], None)
+            return Watched(result, [], None, {})
         after = dataclasses.replace(after, own_s=after.own_s + cpu_s)
-        marks = list(judge_cpu(before, after, cores=len(own_cores())).marks)
-        return Watched(result, marks, max(0.0, cpu_s))
+        judged = judge_cpu(before, after, cores=len(own_cores()))
+        return Watched(result, list(judged.marks), max(0.0, cpu_s), judged.gauges)
 
     async def sampled(self, work: Coroutine[Any, Any, T]) -> tuple[T, list[dict[str, float]]]:
         """Do the work, and read the server's metrics before it, once a second, and after it."""

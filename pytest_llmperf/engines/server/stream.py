@@ -45,7 +45,7 @@ class Answer:
     text: str
     n_prompt: int | None
     n_output: int | None
-    n_cached: int
+    n_cached: int | None
     model: str | None
     counted: str
     untimed: Untimed = ""
@@ -143,7 +143,7 @@ def _put_together(timed: Sequence[Timed]) -> Answer:
         text=_whole_characters("".join(piece.text for piece in pieces)),
         n_prompt=_last(pieces, "n_prompt"),
         n_output=n_output,
-        n_cached=_last(pieces, "n_cached") or 0,
+        n_cached=_last(pieces, "n_cached"),
         model=_last(pieces, "model"),
         counted=times.counted,
         untimed="first" if _reasons_unseen(pieces, n_output) else times.untimed,

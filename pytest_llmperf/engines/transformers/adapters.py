@@ -24,6 +24,7 @@ from pytest_llmperf.core.effective import AdapterGroup
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.adapter_files import AdapterFile, require_fits
 from pytest_llmperf.engines.loading.checkpoint import load_errors
+from pytest_llmperf.engines.transformers.observed.idle_adapters import is_idle
 from pytest_llmperf.errors import NotInEffect, UsageError, did_you_mean
 
 BASE = "base"
@@ -274,6 +275,7 @@ def _group(peft: PeftModel | None, model: nn.Module, file: AdapterFile) -> Adapt
         tensors_equal=_equal(state, file),
         content_hash=file.content_hash,
         active=_active(model, file.name) == file.name,
+        idle_layers=sum(is_idle(layer, file.name) for layer in layers),
     )
 
 

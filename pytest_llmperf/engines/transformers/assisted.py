@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import AssistedBy, Decoded, autocast
@@ -20,6 +20,7 @@ from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.accounting.cost import weight_bytes_read
 from pytest_llmperf.engines.transformers.generate import GenerateLoop, TokenClock, require_length
 from pytest_llmperf.engines.transformers.kv_cache import cache_seen
+from pytest_llmperf.engines.transformers.observed.computed import require_positions
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 BY_MODEL = 5
@@ -76,12 +77,15 @@ class AssistedLoop(GenerateLoop):
         self.name = f"generate, assisted by {plan.assist}"
         self._source = str(plan.assist)
         self._assistant = assistant
+        self._assistant_bytes = 0
         self._tokens = _tokens(plan, FROM_TEXT if assistant is None else BY_MODEL)
         if assistant is not None:
             assistant.generation_config = _constant_proposals(self._tokens, pad)
 
-    def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
-        """Decode as DecodeLoop says. Raises UsageError for more than one sequence."""
+    def _decode(
+        self, batch: TokenBatch, new_tokens: int, processors: LogitsProcessorList
+    ) -> Decoded:
+        """Decode one sequence. Raises UsageError for more."""
         _require_one_sequence(batch)
         config, clock = self._config(new_tokens), TokenClock()
         mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
@@ -96,10 +100,12 @@ class AssistedLoop(GenerateLoop):
                 attention_mask=mask,
                 generation_config=config,
                 streamer=clock,
+                logits_processor=processors,
                 assistant_model=self._assistant,
             )
         tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
         require_length(tokens, clock.arrivals, new_tokens)
+        require_positions(out.past_key_values, batch.ids.shape[1] + new_tokens - 1)
         mean_positions = batch.ids.shape[1] + new_tokens / 2
         assisted = self._assisted_by(proposals, clock, mean_positions)
         return Decoded(
@@ -128,6 +134,8 @@ class AssistedLoop(GenerateLoop):
         make_generator = self._model._get_candidate_generator  # noqa: SLF001
 
         def make_watched_generator(*args: Any, **kwargs: Any) -> Any:
+            # What forces tokens through the measured model is not for its assistant.
+            kwargs["logits_processor"] = LogitsProcessorList()
             generator = make_generator(*args, **kwargs)
             proposals.watch(generator)
             return generator
@@ -171,7 +179,9 @@ class AssistedLoop(GenerateLoop):
         if self._assistant is None or proposals.assistant_forwards == 0:
             return 0.0
         cache = cache_seen(proposals.generator.assistant_kwargs["past_key_values"])
-        per_forward = weight_bytes_read(self._assistant, 1) + cache.bytes_per_position * positions
+        if not self._assistant_bytes:
+            self._assistant_bytes = weight_bytes_read(self._assistant, 1)
+        per_forward = self._assistant_bytes + cache.bytes_per_position * positions
         return proposals.assistant_forwards * per_forward
 
 

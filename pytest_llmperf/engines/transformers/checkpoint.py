@@ -29,6 +29,7 @@ from pytest_llmperf.engines.models.checkpoint_files import (
 from pytest_llmperf.engines.models.content import hash_files
 from pytest_llmperf.engines.models.quantized_checkpoint import require_agreement, stored_as
 from pytest_llmperf.engines.models.safetensors_header import read_json
+from pytest_llmperf.engines.transformers.observed.unasked import on_dtype
 from pytest_llmperf.engines.transformers.quantize.convert import Conversion, checkpoint_conversion
 from pytest_llmperf.errors import LoadError
 
@@ -43,7 +44,8 @@ class SourceModel:
     """A model as its source gives it: with its tokenizer if it has one, and its weights' identity.
 
     `conversion` says which of its linear layers were quantized, if any were. `not_read` says what
-    lies beside the model and was not read.
+    lies beside the model and was not read, `unasked` what the loader decided by itself. `held_hash`
+    is of what a model without files computes with beside its parameters.
     """
 
     model: Any
@@ -52,6 +54,8 @@ class SourceModel:
     checkpoint_dtype: str
     conversion: Conversion | None = None
     not_read: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
+    held_hash: str = ""
 
 
 def from_folder(plan: LoadPlan, device: torch.device) -> SourceModel:
@@ -117,7 +121,8 @@ def read_folder(
 ) -> SourceModel:
     """Read a folder; `options` are arguments of from_pretrained."""
     require_decoder(folder)
-    checkpoint_dtype = stored_dtype(folder, read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    checkpoint_dtype = stored_dtype(folder, config)
     dtype = weights_dtype(plan, checkpoint_dtype)
     with load_errors(plan, str(folder)):
         model = _from_pretrained(plan, device, folder, dtype, **options)
@@ -128,6 +133,7 @@ def read_folder(
         content_hash=folder_hash(folder),
         checkpoint_dtype=checkpoint_dtype,
         not_read=files_not_read(folder),
+        unasked=on_dtype(plan, checkpoint_dtype, config),
     )
 
 

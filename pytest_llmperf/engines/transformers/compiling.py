@@ -5,16 +5,20 @@ Counters prove what was compiled and captured.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch._dynamo.utils
 import torch._inductor.config
+from torch import Tensor
 from torch._inductor import list_mode_options
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.transformers.observed.compiled import CompiledWork
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 CUDAGRAPHS = ("trees", "manual", "off")
@@ -34,12 +38,16 @@ SMALL_BATCH_OPTIONS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How to compile. `options` are settings of torch._inductor.config; `text` is reported."""
+    """How to compile. `options` are settings of torch._inductor.config; `text` is reported.
+
+    `work` notes what was compiled.
+    """
 
     mode: str
     cudagraphs: str
     options: dict[str, Any]
     device: torch.device
+    work: CompiledWork = field(default_factory=CompiledWork)
 
     @property
     def text(self) -> str:
@@ -47,14 +55,17 @@ class CompileOptions:
         return f"{self.mode}, cudagraphs {self.cudagraphs}"
 
     def compile_step(
-        self, step: Callable[[], None], rewind: Callable[[], None]
-    ) -> Callable[[], None]:
+        self, step: Callable[[], Tensor], rewind: Callable[[], None]
+    ) -> Callable[[], Tensor]:
         """Compile `step` as one graph for its fixed shapes, warm it up, and capture it if asked.
 
         `rewind` is called before each run.
         """
-        compiled: Callable[[], None] = torch.compile(
-            step, fullgraph=True, dynamic=False, options=self.options
+        compiled: Callable[[], Tensor] = torch.compile(
+            step,
+            fullgraph=True,
+            dynamic=False,
+            backend=self.work.backend(self.options, dynamic=False),
         )
         if self.cudagraphs == "manual":
             return capture(compiled, rewind)
@@ -63,8 +74,8 @@ class CompileOptions:
         return replay
 
     def compile_prefill(
-        self, prefill: Callable[[], None], how: str, rewind: Callable[[], None]
-    ) -> Callable[[], None]:
+        self, prefill: Callable[[], Tensor], how: str, rewind: Callable[[], None]
+    ) -> Callable[[], Tensor]:
         """Compile `prefill` ("compile"), or capture it as it is ("graph").
 
         A captured prefill runs the same kernels without the host. Raises UsageError where there is
@@ -80,11 +91,14 @@ class CompileOptions:
 
     def compile_forward(self, model: Any) -> None:
         """Compile the forward pass of `model` for lengths that grow."""
-        model.compile(dynamic=True, options=self.options)
+        model.compile(dynamic=True, backend=self.work.backend(self.options, dynamic=True))
 
 
 def compile_options(plan: LoadPlan, device: torch.device, *, static: bool) -> CompileOptions:
     """Return the options of `plan`. Raises UsageError for a knob or choice that does not exist."""
+    # Without it, inductor starts a pool of compilers before it knows whether it needs one: each
+    # imports torch while the model is measured. A process that finds its kernels needs none.
+    os.environ.setdefault("TORCH_WARM_POOL", "0")
     mode = plan.compile or "default"
     if static and mode == "default" and device.type == "cuda":
         mode = "max-autotune"
@@ -152,20 +166,20 @@ def _typed(value: str, default: object) -> object:
     return int(value) if value.lstrip("-").isdigit() else value
 
 
-def _marking_steps(compiled: Callable[[], None]) -> Callable[[], None]:
+def _marking_steps(compiled: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Tell CUDA graph trees that each call starts over.
 
     They then replay one graph, and do not record a chain of them.
     """
 
-    def step() -> None:
+    def step() -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        compiled()
+        return compiled()
 
     return step
 
 
-def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:
+def capture(work: Callable[[], Tensor], rewind: Callable[[], None]) -> Callable[[], Tensor]:
     """Record `work` as one CUDA graph after warming it up on a side stream.
 
     Return what replays the graph. `rewind` is called before each run.
@@ -178,14 +192,31 @@ def capture(work: Callable[[], None], rewind: Callable[[], None]) -> Callable[[]
     rewind()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+        logits = work()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay
 
 
-def _warm_up(work: Callable[[], None], rewind: Callable[[], None]) -> None:
+def _warm_up(work: Callable[[], Tensor], rewind: Callable[[], None]) -> None:
     for _ in range(WARM_UPS):
         rewind()
         work()
+
+
+def end_compilers() -> None:
+    """End inductor's pools of compilers, which would otherwise be waited for at the exit."""
+    async_compile: Any = sys.modules.get("torch._inductor.async_compile")
+    if async_compile is None:
+        return
+    # torch offers the waiting only.
+    for pool in async_compile._pool_set:  # noqa: SLF001
+        process = getattr(pool, "process", None)
+        if process is not None:
+            process.kill()
 
 
 def cudagraph_skips() -> int:

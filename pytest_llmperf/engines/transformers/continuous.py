@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from importlib import metadata
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from pytest_llmperf.core.plan import LoadPlan
@@ -21,6 +22,8 @@ from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.outputs.requests import BatchRequests
 from pytest_llmperf.engines.transformers.batches import Answered
+from pytest_llmperf.engines.transformers.generate import require_tokens
+from pytest_llmperf.engines.transformers.observed.in_flight import InFlight
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 PAGE_TOKENS = 32
@@ -57,10 +60,55 @@ class Size:
     requests: int
 
 
+class ForcedRequests:
+    """Puts given tokens in place of those that a manager chooses, and notes what it chose from.
+
+    `tokens` [rows, n] follow the prompts `rows`. Equal prompts have equal tokens.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], tokens: Tensor) -> None:
+        self._indices = {tuple(row): index for index, row in enumerate(rows)}
+        self._order = [self._indices[tuple(row)] for row in rows]
+        self._tokens = tokens.cpu()
+        self._logits: dict[tuple[int, int], Tensor] = {}
+
+    def logits(self) -> Tensor:
+        """Return the [rows, n, vocab] float32 logits that were noted."""
+        places = range(self._tokens.shape[1])
+        return torch.stack(
+            [torch.stack([self._logits[row, place] for place in places]) for row in self._order]
+        )
+
+    @contextmanager
+    def within(self, processor: Any) -> Iterator[None]:
+        """Stand behind the choice of tokens of a manager's batch processor, which is not running.
+
+        Its sampling is the one place that sees all logits of a step.
+        """
+        runner = processor.model_runner
+        sample = runner._sample  # noqa: SLF001
+
+        def forced_sample(scores: Tensor, output_ids: Tensor) -> None:
+            sample(scores, output_ids)
+            states = processor.inputs_and_outputs.requests_in_batch
+            chosen = [request.state for request in states if request.has_new_token]
+            for column, state in enumerate(chosen):
+                row, place = self._indices[tuple(state.initial_tokens)], state.generated_len()
+                self._logits[row, place] = scores[0, column].to("cpu", torch.float32, copy=True)
+                output_ids[0, column] = self._tokens[row, place]
+
+        runner._sample = forced_sample  # noqa: SLF001
+        try:
+            yield
+        finally:
+            del runner._sample  # noqa: SLF001
+
+
 class ContinuousLoop:
     """The decode loop of continuous batching; see DecodeLoop.
 
     `answer` takes requests of different lengths. The manager is reused while it fits the work.
+    `in_flight` tells how many of the last run's requests ran at once.
     """
 
     def __init__(self, model: Any, pad: int) -> None:
@@ -68,6 +116,7 @@ class ContinuousLoop:
         self._model = model
         self._pad = pad
         self._size: Size | None = None
+        self.in_flight = InFlight.of(())
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
         """Decode the rows of a padded batch without their padding.
@@ -79,12 +128,27 @@ class ContinuousLoop:
         times = tuple(event.t_ns for event in answered.events[0])
         return Decoded(torch.tensor(answered.tokens), answered.start_ns, times, answered.cache)
 
-    def answer(self, requests: BatchRequests) -> Answered:
+    @property
+    def unforced(self) -> str:
+        """See ForcesTokens: a recorded graph chooses its tokens inside."""
+        device = self._model.device.type
+        return "" if device == "cpu" else f"continuous batching chooses its tokens on {device}"
+
+    def force(self, batch: TokenBatch, tokens: Tensor) -> Tensor:
+        """Answer the rows together, with given tokens; see ForcesTokens."""
+        rows = _without_padding(batch)
+        forced = ForcedRequests(rows, tokens)
+        answered = self.answer(BatchRequests(rows, (tokens.shape[1],) * len(rows)), forced)
+        require_tokens(torch.tensor(answered.tokens), tokens)
+        return forced.logits()
+
+    def answer(self, requests: BatchRequests, forced: ForcedRequests | None = None) -> Answered:
         """Answer all requests; they are handed over before the first result is taken.
 
-        Raises InvalidRun where a request failed, or got another number of tokens than it asked for.
+        `forced` puts given tokens in place of those that are chosen. Raises InvalidRun where a
+        request failed, or got another number of tokens than it asked for.
         """
-        with self._running(_size(requests)) as manager:
+        with self._running(_size(requests), forced) as manager:
             start_ns = time.perf_counter_ns()
             names = [
                 manager.add_request(row, max_new_tokens=n, record_timestamps=True, eos_token_id=-1)
@@ -95,10 +159,12 @@ class ContinuousLoop:
         ordered = [outputs[name] for name in names]
         require_complete(ordered, requests.new_tokens)
         tokens = [list(output.generated_tokens) for output in ordered]
-        return Answered(start_ns, tokens, [_events(output) for output in ordered], cache)
+        events = [_events(output) for output in ordered]
+        self.in_flight = InFlight.of(events)
+        return Answered(start_ns, tokens, events, cache)
 
     @contextmanager
-    def _running(self, size: Size) -> Iterator[Any]:
+    def _running(self, size: Size, forced: ForcedRequests | None) -> Iterator[Any]:
         """Run the manager's thread, outside the timed region.
 
         The manager is made anew where the work has another size.
@@ -112,11 +178,12 @@ class ContinuousLoop:
         )
         if not manager.warmed_up:
             manager.warmup()
-        manager.start()
-        try:
-            yield manager
-        finally:
-            manager.stop(block=True, keep_for_next_session=True)
+        with nullcontext() if forced is None else forced.within(manager.batch_processor):
+            manager.start()
+            try:
+                yield manager
+            finally:
+                manager.stop(block=True, keep_for_next_session=True)
 
 
 def _greedy(pad: int) -> GenerationConfig:

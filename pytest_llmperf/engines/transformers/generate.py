@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import Decoded, autocast
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker, cache_seen
+from pytest_llmperf.engines.transformers.observed.computed import require_positions
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 
@@ -52,6 +53,46 @@ class TokenClock(BaseStreamer):
         return tuple(value.shape[1] if value.ndim > 1 else 1 for value in self._values[1:])
 
 
+class ForcedTokens(LogitsProcessor):
+    """Notes the logits of each step, and lets `generate` choose the given tokens.
+
+    `tokens` [batch, n] follow a prompt of `width` positions.
+    """
+
+    def __init__(self, tokens: Tensor, width: int) -> None:
+        self._tokens = tokens
+        self._width = width
+        self._rows: dict[int, Tensor] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Note `scores` [batch, vocab], and return some whose largest is the token to come.
+
+        Where tokens are proposed and checked, those behind a wrong proposal are about another text:
+        their scores are not noted.
+        """
+        place = input_ids.shape[1] - self._width
+        if place >= self._tokens.shape[1]:
+            return scores
+        tokens = self._tokens.to(scores.device)
+        if torch.equal(input_ids[:, self._width :], tokens[:, :place]):
+            self._rows[place] = scores.to("cpu", torch.float32, copy=True)
+        forced = torch.full_like(scores, torch.finfo(scores.dtype).min)
+        return forced.scatter_(1, tokens[:, place : place + 1], 0.0)
+
+    def logits(self) -> Tensor:
+        """Return [batch, n, vocab] float32 logits.
+
+        Raises InvalidRun where a token was chosen without its scores being shown.
+        """
+        n = self._tokens.shape[1]
+        missing = [place for place in range(n) if place not in self._rows]
+        if missing:
+            raise InvalidRun(
+                f"the loop showed no logits for tokens {missing} of {n}: they cannot be compared."
+            )
+        return torch.stack([self._rows[place] for place in range(n)], dim=1)
+
+
 class GenerateLoop:
     """`model.generate`, greedy, with a dynamic, a static or an 8-bit cache.
 
@@ -74,6 +115,23 @@ class GenerateLoop:
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
         """Decode as DecodeLoop says. The clock starts when `generate` is called."""
+        return self._decode(batch, new_tokens, LogitsProcessorList())
+
+    @property
+    def unforced(self) -> str:
+        """See ForcesTokens."""
+        return ""
+
+    def force(self, batch: TokenBatch, tokens: Tensor) -> Tensor:
+        """Decode as ForcesTokens says."""
+        forced = ForcedTokens(tokens, batch.ids.shape[1])
+        decoded = self._decode(batch, tokens.shape[1], LogitsProcessorList([forced]))
+        require_tokens(decoded.tokens, tokens)
+        return forced.logits()
+
+    def _decode(
+        self, batch: TokenBatch, new_tokens: int, processors: LogitsProcessorList
+    ) -> Decoded:
         config = self._config(new_tokens)
         mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
         clock = TokenClock()
@@ -81,10 +139,16 @@ class GenerateLoop:
             start = time.perf_counter_ns()
             cache = {} if self._new_cache is None else {"past_key_values": self._new_cache()}
             out = self._model.generate(
-                batch.ids, attention_mask=mask, generation_config=config, streamer=clock, **cache
+                batch.ids,
+                attention_mask=mask,
+                generation_config=config,
+                streamer=clock,
+                logits_processor=processors,
+                **cache,
             )
         tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
         require_length(tokens, clock.arrivals, new_tokens)
+        require_positions(out.past_key_values, batch.ids.shape[1] + new_tokens - 1)
         return Decoded(tokens, start, clock.t_tokens_ns, cache_seen(out.past_key_values))
 
     def _config(self, new_tokens: int) -> GenerationConfig:
@@ -108,6 +172,15 @@ def require_length(tokens: Tensor, arrivals: tuple[int, ...], new_tokens: int) -
             f"asked for exactly {new_tokens} new tokens, got {decoded} tokens and "
             f"{timestamps} timestamps a sequence. "
             "A stopping rule of the model is active; its speed would not be comparable.",
+        )
+
+
+def require_tokens(decoded: Tensor, forced: Tensor) -> None:
+    """Raise InvalidRun unless a loop gave back the tokens [batch, n] that were sent through it."""
+    if not torch.equal(decoded, forced.to(decoded.device)):
+        raise InvalidRun(
+            "tokens were sent through the decode loop, and it gave back others: "
+            "what it decodes is not what its logits say."
         )
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, cache_utils
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticSlidingWindowLayer,
+)
 
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.engines.outputs.decoding import CacheSeen
-from pytest_llmperf.errors import UsageError
+from pytest_llmperf.engines.outputs.decoding import CacheSeen, LayerSeen
+from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.instruments.layers import dtype_name
 
 INT8_MAX = 127
@@ -122,38 +127,96 @@ def unusual_layers(cache: Cache, usual: type) -> str:
 def cache_seen(cache: Any) -> CacheSeen:
     """Describe a transformers cache by its own tensors.
 
-    Keys and values are [batch, heads, positions, head_dim] each.
+    Keys and values are [batch, heads, positions, head_dim] each, states [batch, …]; a plain list of
+    tensors holds states. Raises InvalidRun where a run left no cache: each of its steps computed
+    the whole text again.
     """
-    dtypes = _quantized_dtypes(cache)
-    kind = type(cache).__name__ + "".join(f" of {dtype}" for dtype in dtypes)
-    return _quantized_seen(cache, kind) if dtypes else _plain_seen(cache, kind)
+    if isinstance(cache, list | tuple) and any(True for _ in _tensors(tuple(cache))):
+        return _states_seen(type(cache).__name__, [], list(_tensors(tuple(cache))))
+    if not hasattr(cache, "layers"):
+        raise InvalidRun(
+            f"the run left {type(cache).__name__} as its cache, and keys, values or states are "
+            "needed: without them each step computes the whole text again. Let the model's "
+            "generate() use its cache (use_cache=True)."
+        )
+    attention = tuple(_attention_layers(cache))
+    kind = type(cache).__name__ + "".join(f" of {dtype}" for dtype in _quantized_dtypes(cache))
+    states = _states_seen(kind, _states(cache, "conv_states"), _states(cache, "recurrent_states"))
+    return replace(
+        states,
+        bytes=states.bytes + sum(t.nbytes for layer in cache.layers for t in _held(layer)),
+        bytes_per_position=sum(layer.bytes_per_position for layer in attention),
+        layers=len(attention),
+        attention=attention,
+    )
+
+
+def _states_seen(kind: str, conv: list[Tensor], recurrent: list[Tensor]) -> CacheSeen:
+    states = [*conv, *recurrent]
+    return CacheSeen(
+        kind=kind,
+        bytes=sum(tensor.nbytes for tensor in states),
+        bytes_per_position=0,
+        layers=0,
+        state_bytes=sum(tensor.nbytes // len(tensor) for tensor in states),
+        recurrent_elements=sum(tensor.numel() // len(tensor) for tensor in recurrent),
+    )
 
 
 def _quantized_dtypes(cache: Any) -> list[str]:
     return sorted({dtype_name(values) for layer in cache.layers for values in _quantized(layer)})
 
 
-def _plain_seen(cache: Any, kind: str) -> CacheSeen:
-    layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
-    size = sum(tensor.nbytes for tensor in tensors)
-    per_position = sum(map(_bytes_per_position, tensors))
-    return CacheSeen(kind, size, per_position, len(layers))
+def _held(layer: Any) -> list[Tensor]:
+    """Return the tensors of a layer's keys and values, with the scales of quantized ones."""
+    if _quantized(layer):
+        return list(_tensors(vars(layer)))
+    pair = (getattr(layer, name, None) for name in ("keys", "values"))
+    return [tensor for tensor in pair if tensor is not None]
 
 
-def _bytes_per_position(tensor: Tensor) -> int:
-    """Return the bytes of one position of one sequence in [batch, heads, positions, head_dim]."""
-    if not tensor.numel():
-        return 0
-    return int(tensor.nbytes // (tensor.shape[0] * tensor.shape[2]))
+def _attention_layers(cache: Any) -> Iterator[LayerSeen]:
+    """Yield the layers that hold keys and values; others have states alone, or were not used."""
+    for place, layer in enumerate(cache.layers):
+        tensors = _held(layer)
+        if tensors:
+            keys, values = _quantized(layer) or tensors
+            yield LayerSeen(
+                place=place,
+                bytes_per_position=_bytes_per_position(layer, tensors),
+                key_dim=int(keys.shape[-1]),
+                value_dim=int(values.shape[-1]),
+                window=_window(layer),
+            )
 
 
-def _quantized_seen(cache: Any, kind: str) -> CacheSeen:
-    """Count the scales too, and divide all bytes among the positions of all sequences."""
-    layers = [layer for layer in cache.layers if layer.get_seq_length()]
-    size = sum(tensor.nbytes for layer in layers for tensor in _tensors(vars(layer)))
-    rows = _quantized(layers[0])[0].shape[0]
-    return CacheSeen(kind, size, size // (rows * layers[0].get_seq_length()), len(layers))
+def _bytes_per_position(layer: Any, tensors: list[Tensor]) -> int:
+    """Return the bytes of one position of one sequence.
+
+    Plain keys and values are [batch, heads, positions, head_dim]; all tensors of a quantized layer
+    are divided among its positions.
+    """
+    quantized = _quantized(layer)
+    if quantized:
+        size = sum(tensor.nbytes for tensor in tensors)
+        return size // (len(quantized[0]) * int(layer.get_seq_length()))
+    return sum(
+        tensor.nbytes // (tensor.shape[0] * tensor.shape[2]) for tensor in tensors if tensor.numel()
+    )
+
+
+def _window(layer: Any) -> int | None:
+    """Return how many positions a layer sees, of a layer that does not see all."""
+    if isinstance(layer, StaticSlidingWindowLayer):
+        return int(layer.max_cache_len)
+    window = getattr(layer, "sliding_window", None)
+    return int(window) if isinstance(layer, DynamicSlidingWindowLayer) and window else None
+
+
+def _states(cache: Any, name: str) -> list[Tensor]:
+    """Return the states of all layers that have such, each [batch, …]."""
+    by_layer = (getattr(layer, name, None) or {} for layer in cache.layers)
+    return [state for states in by_layer for state in states.values() if state is not None]
 
 
 def _quantized(layer: Any) -> list[Tensor]:

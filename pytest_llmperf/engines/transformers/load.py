@@ -17,8 +17,9 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.loading.checkpoint import load_errors, quantized_by
+from pytest_llmperf.engines.loading.reference_key import reference_key
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES
 from pytest_llmperf.engines.models.content import hash_value
-from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.models.padding import padding_id
 from pytest_llmperf.engines.outputs.bounds import embedding_rows
 from pytest_llmperf.engines.transformers.assistants import assistant_plan, require_same_tokens
@@ -34,6 +35,11 @@ from pytest_llmperf.engines.transformers.checkpoint import (
 from pytest_llmperf.engines.transformers.continuous import require_continuous
 from pytest_llmperf.engines.transformers.factory import from_factory
 from pytest_llmperf.engines.transformers.kv_cache import require_cache
+from pytest_llmperf.engines.transformers.observed.unasked import (
+    on_code,
+    on_generation,
+    on_tokenizer,
+)
 from pytest_llmperf.engines.transformers.parallel import build as parallel
 from pytest_llmperf.engines.transformers.parallel import library
 from pytest_llmperf.engines.transformers.parallel.group import Grid, join
@@ -55,7 +61,8 @@ class ModelOnDevice:
     `checkpoint_dtype` is torch's name of the dtype it was stored in. `conversion` says which linear
     layers were quantized, if the plan asked for that; `adapters` are peft's, on the model or merged
     into it; `assistant` proposes tokens to it. `cut` says what this rank holds of a model that
-    several ranks share. `not_read` says what lies beside the model and was not read.
+    several ranks share. `not_read` says what lies beside the model and was not read, `unasked` what
+    its loader decided by itself.
     """
 
     model: Any
@@ -70,9 +77,11 @@ class ModelOnDevice:
     adapters: Adapters | None = None
     assistant: ModelOnDevice | None = None
     base_hash: str = ""
+    reference_key: str = ""
     conversion: Conversion | None = None
     cut: parallel.Cut | None = None
     not_read: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
 
     @property
     def vocab_size(self) -> int:
@@ -106,8 +115,10 @@ def _transformed(
     """Prune, quantize and adapt a model that was read, as the plan says."""
     if plan.quantization is not None and not scheme_of(plan.quantization).path:
         _require_plain(plan, source.model.config)
+    key = reference_key(source.model, source.tokenizer, source.held_hash)
     model = _for_inference(source.model)
     tokenizer = _left_padded(source.tokenizer)
+    unasked = (*source.unasked, *_unasked(model, tokenizer))
     _neutral_generation(model, tokenizer)
     # Pruning comes first: quantized weights cannot be ranked, and merged adapters fill the zeros.
     pruned = prune(model, tokenizer, plan, device)
@@ -118,6 +129,7 @@ def _transformed(
         plan=plan,
         device=device,
         content_hash=_content_hash(source, adapters),
+        reference_key=key,
         base_hash="" if adapters is None else source.content_hash,
         checkpoint_dtype=source.checkpoint_dtype,
         versions=versions,
@@ -125,7 +137,12 @@ def _transformed(
         pruned=pruned,
         adapters=adapters,
         not_read=source.not_read,
+        unasked=unasked,
     )
+
+
+def _unasked(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
+    return (*on_generation(model), *on_code(model), *on_tokenizer(model, tokenizer))
 
 
 def _require_packages(plan: LoadPlan) -> None:

@@ -10,6 +10,7 @@ import torch
 from msgspec import structs
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import ModuleError
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
@@ -22,17 +23,23 @@ from pytest_llmperf.core.trace import (
     TokenEvent,
     Trace,
 )
-from pytest_llmperf.engines.outputs import reference
+from pytest_llmperf.engines.outputs import candidate, layers, reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.decoding import Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_hash
 from pytest_llmperf.engines.outputs.next_tokens import top_tokens
 from pytest_llmperf.engines.outputs.requests import matrix
+from pytest_llmperf.engines.outputs.scorer import Scorer
 from pytest_llmperf.engines.transformers import effective
-from pytest_llmperf.engines.transformers.accounting.cost import step_cost
+from pytest_llmperf.engines.transformers.accounting.cost import attention_divided, step_cost
+from pytest_llmperf.engines.transformers.accounting.forward_pass import (
+    EverythingOnce,
+    Passed,
+    one_token,
+)
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.batches import trace_of as trace_of_requests
-from pytest_llmperf.engines.transformers.compiling import cudagraph_skips
+from pytest_llmperf.engines.transformers.compiling import cudagraph_skips, end_compilers
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.parallel.collectives import share_in_collectives
@@ -40,12 +47,12 @@ from pytest_llmperf.engines.transformers.parallel.group import leave
 from pytest_llmperf.engines.transformers.positions import Positions, counted_positions
 from pytest_llmperf.engines.transformers.runner import Runner
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.instruments.ceilings import measure_ceilings
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.instruments.ranks import ranks_on_this_host
 from pytest_llmperf.instruments.telemetry import Telemetry
 from pytest_llmperf.instruments.torch_runtime import (
     DeviceRuntime,
-    measure_ceilings,
     measure_energy,
     out_of_memory_named,
 )
@@ -69,6 +76,7 @@ class TransformersModel:
         self._graphs_before, self._skips_before = graphs_compiled(), cudagraph_skips()
         self._runner = Runner(loaded, self._runtime, self._vocabulary)
         self._effective = effective.describe(loaded)
+        self._passed: Passed | None = None
 
     def opened(self) -> ModelFacts:
         """Return what was loaded, and the device it is on."""
@@ -78,6 +86,7 @@ class TransformersModel:
             load_s=loaded.load_s,
             content_hash=loaded.content_hash,
             base_hash=loaded.base_hash,
+            reference_key=loaded.reference_key,
             vocab_size=loaded.vocab_size,
             versions=loaded.versions,
             device_name=self._runtime.name(),
@@ -175,9 +184,25 @@ class TransformersModel:
             return reference.make_reference(self._scorer(), prompts, new_tokens, batch, path)
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """See `outputs.reference.compare_reference`."""
+        """See `outputs.candidate.compare_reference`."""
         with out_of_memory_named(f"comparing with the reference in batches of {batch}"):
-            return reference.compare_reference(self._scorer(), path, batch)
+            return candidate.compare_reference(self._scorer(), path, batch)
+
+    def write_layers(
+        self, path: str, prompts: tuple[int, ...], inside: str, dtype: str, file: str
+    ) -> tuple[ModuleError, ...]:
+        """See `outputs.layers.write_layers`."""
+        with out_of_memory_named("writing the outputs of its layers"):
+            look = layers.Look(path=path, prompts=prompts, inside=inside)
+            return layers.write_layers(self._scorer(), look, dtype, file)
+
+    def compare_layers(
+        self, path: str, prompts: tuple[int, ...], inside: str, file: str
+    ) -> tuple[ModuleError, ...]:
+        """See `outputs.layers.compare_layers`."""
+        with out_of_memory_named("comparing the outputs of its layers"):
+            look = layers.Look(path=path, prompts=prompts, inside=inside)
+            return layers.compare_layers(self._scorer(), look, file)
 
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
         """See `outputs.next_tokens.top_tokens`."""
@@ -188,6 +213,7 @@ class TransformersModel:
         """Drop the model and everything compiled for it."""
         vars(self).clear()
         leave()
+        end_compilers()
         torch._dynamo.reset()  # noqa: SLF001  # compiled graphs hold the weights
         gc.collect()
         if torch.cuda.is_available():
@@ -202,9 +228,10 @@ class TransformersModel:
         decoded = self._runner.decode(batch, workload)
         self._runtime.synchronise()
         telemetry = watch.finish()
+        self._runner.require_finite(workload, batch.ids[0][-batch.lengths[0] :], decoded.tokens[0])
         return TimedRun(
             trace=_trace_of(decoded, batch, repetition, telemetry),
-            step=self._step_cost(decoded, batch.ids.shape[0]),
+            step=self._with_other_matrices(self._step_cost(decoded, batch.ids.shape[0])),
             telemetry=telemetry.gauges | _proposals(decoded),
             prompts_hash=ids_hash(batch.ids),
             outputs_hash=ids_hash(decoded.tokens),
@@ -220,6 +247,8 @@ class TransformersModel:
             answered = self._runner.answer(requests, workload)
         self._runtime.synchronise()
         telemetry = watch.finish()
+        prompt, output = (torch.tensor(rows[0]) for rows in (requests.rows, answered.tokens))
+        self._runner.require_finite(workload, prompt, output)
         computed = None if positions is None else positions.at_least(requests.positions)
         return TimedRun(
             trace=trace_of_requests(answered, requests, repetition, telemetry, computed),
@@ -254,18 +283,36 @@ class TransformersModel:
             compile_mode=runner.compile_mode if graphs else None,
             compiled_graphs=0 if runner.last is None else graphs,
             decode_loop="" if runner.last is None else runner.loop.name,
-            notes=(f"{skips} graphs were not recorded as CUDA graphs",) if skips else (),
+            notes=(*runner.notes, *_skipped(skips)),
+            compiled_share=runner.compiled_share,
         )
 
     def _step_cost(self, decoded: Decoded, batch: int) -> StepCost:
-        cost = step_cost(self._loaded.model, decoded.cache, batch, self._effective.compute_dtype)
+        compute_dtype = self._effective.compute_dtype
+        passed = self._one_token()
+        cost = step_cost(self._loaded.model, decoded.cache, batch, compute_dtype, passed)
         if decoded.assisted is not None:
             per_step = decoded.assisted.bytes_read / decoded.assisted.forwards
             cost = structs.replace(cost, assistant_bytes_read=per_step)
         if self._runner.grid is not None:
-            per_rank = cost.attention_flops_per_token_per_position / self._runner.grid.along("tp")
-            cost = structs.replace(cost, attention_flops_per_token_per_position=per_rank)
+            cost = attention_divided(cost, self._runner.grid.along("tp"))
         return self._with_adapters(cost)
+
+    def _one_token(self) -> Passed:
+        """Return what one token goes through; it is run once.
+
+        Of a model that is cut or lies elsewhere all is counted once: its tensors come and go.
+        """
+        if self._passed is None:
+            loaded = self._loaded
+            is_whole = loaded.cut is None and loaded.plan.offload is None
+            self._passed = one_token(loaded.model) if is_whole else EverythingOnce()
+        return self._passed
+
+    def _with_other_matrices(self, cost: StepCost) -> StepCost:
+        """Return the cost with the matrices that a step reads and that are no parameters."""
+        more = self._effective.also_read_bytes
+        return structs.replace(cost, weight_bytes_read=cost.weight_bytes_read + more)
 
     def _with_adapters(self, cost: StepCost) -> StepCost:
         """Return the cost with the one adapter in force, and without those that are not read."""
@@ -279,9 +326,9 @@ class TransformersModel:
             flops_per_token=cost.flops_per_token + 2.0 * adapters.elements(),
         )
 
-    def _scorer(self) -> reference.Scorer:
+    def _scorer(self) -> Scorer:
         loaded, runner = self._loaded, self._runner
-        return reference.Scorer(
+        return Scorer(
             model=loaded.model,
             tokenizer=loaded.tokenizer,
             loop=runner.loop,
@@ -315,6 +362,10 @@ def _trace_of(decoded: Decoded, batch: TokenBatch, repetition: int, telemetry: T
         cpu_s=telemetry.cpu_s,
         no_cpu_s=telemetry.no_cpu_s,
     )
+
+
+def _skipped(graphs: int) -> list[str]:
+    return [f"{graphs} graphs were not recorded as CUDA graphs"] if graphs else []
 
 
 def _proposals(decoded: Decoded) -> dict[str, float]:

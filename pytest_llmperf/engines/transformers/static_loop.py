@@ -212,8 +212,8 @@ class LoopState:
         self.cache = step_cache(model, shape.length, self.position)
         self._last_logits_only = _last_logits_only(model)
         self._fix_addresses()
-        self.step: Callable[[], None] = self.eager_step
-        self.prefill: Callable[[], None] = self.eager_prefill
+        self.step: Callable[[], Tensor] = self.eager_step
+        self.prefill: Callable[[], Tensor] = self.eager_prefill
 
     def _fix_addresses(self) -> None:
         for buffer in (
@@ -249,8 +249,8 @@ class LoopState:
         """Go back to just after the prefill."""
         self.position.fill_(self.shape.width)
 
-    def eager_prefill(self) -> None:
-        """Run the prompt through the model.
+    def eager_prefill(self) -> Tensor:
+        """Run the prompt through the model, and return the [batch, vocab] logits behind it.
 
         The first token is left in `token`, and everything is set for the next step.
         """
@@ -258,13 +258,18 @@ class LoopState:
         self.token.copy_(logits.argmax(dim=-1, keepdim=True))
         self.positions.copy_(self.prompt_positions[:, -1:] + 1)
         self.position.add_(self.shape.width)
+        return logits
 
-    def eager_step(self) -> None:
-        """Decode one token: read `token`, and leave the next one there."""
+    def eager_step(self) -> Tensor:
+        """Decode one token: read `token`, and leave the next one there.
+
+        Returns the [batch, vocab] logits that it was chosen from, which the step has made anyway.
+        """
         logits = self._logits(self.token, self.positions)
         self.token.copy_(logits.argmax(dim=-1, keepdim=True))
         self.positions.add_(1)
         self.position.add_(1)
+        return logits
 
     def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Return [batch, vocab] of the last position."""
@@ -321,6 +326,23 @@ class StaticLoop:
                 ticks.token(index, state.token)
             start, times, tokens = ticks.finish()
         return Decoded(tokens, start, times, cache_seen(state.cache), ticks.clock)
+
+    @property
+    def unforced(self) -> str:
+        """See ForcesTokens."""
+        return ""
+
+    def force(self, batch: TokenBatch, tokens: Tensor) -> Tensor:
+        """Run the same compiled step as `decode`; see ForcesTokens."""
+        with torch.no_grad(), autocast(self._device, self._autocast_dtype):
+            state = self._state(batch, tokens.shape[1])
+            state.take(batch)
+            logits = [state.prefill().float().cpu()]
+            for token in tokens[:, :-1].T:
+                state.token.copy_(token[:, None])
+                # A replay writes where the one before did, so that a copy is taken at once.
+                logits.append(state.step().float().cpu())
+        return torch.stack(logits, dim=1)
 
     def _ticks(self, batch: int, new_tokens: int) -> Ticks:
         ticks = CudaTicks if self._device.type == "cuda" else HostTicks

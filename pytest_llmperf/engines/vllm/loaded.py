@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import torch
 from msgspec import structs
+from torch import nn
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
@@ -22,7 +23,8 @@ from pytest_llmperf.core.trace import (
     StepCost,
     Trace,
 )
-from pytest_llmperf.engines.outputs import reference
+from pytest_llmperf.engines.loading.reference_key import reference_key
+from pytest_llmperf.engines.outputs import candidate, reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.inputs import ids_hash
 from pytest_llmperf.engines.outputs.next_tokens import top_tokens
@@ -33,12 +35,12 @@ from pytest_llmperf.engines.vllm.requesting import LOOP, LoadedEngine, Requester
 from pytest_llmperf.engines.vllm.shards import carrier, leave_shared_memory, shards
 from pytest_llmperf.engines.vllm.stepping import Ask, Stepped
 from pytest_llmperf.errors import NotInEffect, UsageError
+from pytest_llmperf.instruments.ceilings import measure_ceilings
 from pytest_llmperf.instruments.compiled import graphs_compiled
 from pytest_llmperf.instruments.ranks import ranks_on_this_host
 from pytest_llmperf.instruments.telemetry import Telemetry
 from pytest_llmperf.instruments.torch_runtime import (
     DeviceRuntime,
-    measure_ceilings,
     measure_energy,
     out_of_memory_named,
 )
@@ -67,6 +69,7 @@ class VllmModel:
             effective=self._effective,
             load_s=loaded.load_s,
             content_hash=loaded.source.content_hash,
+            reference_key=reference_key(nn.Module(), loaded.source.tokenizer),
             vocab_size=loaded.vocab_size,
             versions=loaded.versions,
             device_name=self._runtime.name(),
@@ -135,8 +138,8 @@ class VllmModel:
         return reference.make_reference(self._scorer(), prompts, new_tokens, batch, path)
 
     def compare_reference(self, path: str, batch: int) -> tuple[PromptComparison, ...]:
-        """See `outputs.reference.compare_reference`."""
-        return reference.compare_reference(self._scorer(), path, batch)
+        """See `outputs.candidate.compare_reference`."""
+        return candidate.compare_reference(self._scorer(), path, batch)
 
     def use_adapters(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """See `engines.base.SwitchesAdapters`.

@@ -14,10 +14,10 @@ from vllm.sampling_params import RequestOutputKind
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.folder import ModelFolder
-from pytest_llmperf.engines.outputs import reference
 from pytest_llmperf.engines.outputs.decoding import CacheSeen, Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, token_batch
 from pytest_llmperf.engines.outputs.requests import batch_requests, matrix
+from pytest_llmperf.engines.outputs.scorer import Scorer
 from pytest_llmperf.engines.vllm import inspection
 from pytest_llmperf.engines.vllm.adapters import Adapters
 from pytest_llmperf.engines.vllm.logits import capture
@@ -165,10 +165,14 @@ class Requester:
 
 
 @dataclass(frozen=True)
-class VllmScorer(reference.Scorer):
+class VllmScorer(Scorer):
     """Teacher-forced logits of vLLM: each row is a prompt of its own, without padding."""
 
     requester: Requester | None = None
+
+    def rounded_logits(self, batch: TokenBatch, continuation: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Return None: vLLM's kernels cannot be asked to round."""
+        return None
 
     def forced_logits(self, batch: TokenBatch, continuation: Tensor) -> tuple[Tensor, torch.dtype]:
         """See `Scorer.forced_logits`."""

@@ -8,6 +8,8 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
+from pytest_llmperf.engines import rendezvous
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
@@ -46,12 +48,12 @@ class Rank:
         if backend_name == "nccl":
             device = torch.device("cuda", self.rank % gpus)
             torch.cuda.set_device(device)
-        store = self._own_store(dist)
-        dist.init_process_group(backend_name, timeout=timedelta(seconds=timeout_s), **store)
+        timeout = timedelta(seconds=timeout_s)
+        dist.init_process_group(backend_name, timeout=timeout, **self._store(dist, timeout))
         return device
 
-    def _own_store(self, dist: Any) -> dict[str, Any]:
-        """Return what a single rank needs, which has no launcher and nobody to meet."""
+    def _store(self, dist: Any, timeout: timedelta) -> dict[str, Any]:
+        """Return where the ranks meet; a single one has no launcher and nobody to meet."""
         if self.world_size > 1:
-            return {}
+            return rendezvous.store(dist, timeout)
         return {"rank": 0, "world_size": 1, "store": dist.HashStore()}

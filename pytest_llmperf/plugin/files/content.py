@@ -18,6 +18,7 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.history import accept
 from pytest_llmperf.history import changes as level_changes
 from pytest_llmperf.history.identity import series_key
+from pytest_llmperf.history.models import of_model
 from pytest_llmperf.history.sessions import SessionValue
 from pytest_llmperf.report.html.content import Content, History, Level, Step, Unmeasured
 from pytest_llmperf.report.html.runs import headline
@@ -108,8 +109,8 @@ def _histories(
     store: Store, records: Sequence[Record], root: Path, metric: str | None
 ) -> Iterator[History]:
     reviewed = accept.reviewed(root)
-    by_series = {series_key(record): record for record in records}
-    for key, record in by_series.items():
+    by_series = {(series_key(record), record.model): record for record in records}
+    for (key, _model), record in by_series.items():
         _, *earlier = reviewed.keys(record)
         yield _history(store, key, record, metric or headline(record), reviewed.accepted, earlier)
 
@@ -124,9 +125,10 @@ def _history(
 ) -> History:
     """Return the history of one metric of a series; `earlier` are keys that it had before."""
     keys = (key, *earlier)
-    points = [point for series in keys for point in store.points(series, metric)]
+    all_points = [point for series in keys for point in store.points(series, metric)]
+    points = of_model(all_points, record.model)
     sessions = level_changes.sessions_of(points)
-    series_changes = _changes(sessions, accept.levels(accepted, *keys))
+    series_changes = _changes(sessions, level_changes.starts_of(accepted, keys, all_points, points))
     return History(
         key=key,
         test=record.test,

@@ -14,6 +14,7 @@ import pytest
 from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.plain_text import shown
 from pytest_llmperf.plugin.files.ci import SESSION_PROBLEMS
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class HtmlFile:
         """Print where it is."""
         message = self._message or self._failure
         if message:
-            terminalreporter.write_line(f"llmperf: {message}", red=bool(self._failure))
+            terminalreporter.write_line(shown(f"llmperf: {message}"), red=bool(self._failure))
 
     def _write(self, page: bytes) -> None:
         try:

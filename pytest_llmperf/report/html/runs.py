@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pytest_llmperf.core.benchmark import BENCHMARK, TIME
 from pytest_llmperf.core.format import MISSING, format_interval, format_value
+from pytest_llmperf.core.metrics.quantities import CPU_GROWTH
 from pytest_llmperf.core.record import AGREEMENT, NOT_RUNS, TASKS, MetricValue, Record
 from pytest_llmperf.report.html.blocks import Cell, Row
 
@@ -122,19 +123,15 @@ def newest(records: Iterable[Record]) -> Record:
 
 
 def memory_bytes(record: Record) -> float | None:
-    """Return the bytes that a run takes: on a GPU its peak, which holds the weights.
+    """Return the bytes that a run takes: its peak, which holds the weights.
 
-    On a CPU these are the weights and what a run adds to them.
+    None on a CPU by the first definition, which was the growth alone.
     """
-    peak = value(record, "memory.peak")
-    if _is_on_cpu(record):
-        return _total(value(record, "memory.weights"), peak)
-    return peak
+    growth_alone = _is_on_cpu(record) and any(
+        metric.name == "memory.peak" and metric.formula == CPU_GROWTH for metric in record.metrics
+    )
+    return None if growth_alone else value(record, "memory.peak")
 
 
 def _is_on_cpu(record: Record) -> bool:
     return str(record.environment.facts.get("device") or "cpu").startswith("cpu")
-
-
-def _total(weights: float | None, added: float | None) -> float | None:
-    return None if weights is None or added is None else weights + added

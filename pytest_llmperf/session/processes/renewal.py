@@ -64,6 +64,14 @@ def why_not_renewed(plans: Sequence[LoadPlan], *, adopted: Callable[[LoadPlan], 
     for plan in plans:
         if adopted(plan):
             return ADOPTED
-        if url := plan.option("url"):
-            return f"the server at {url} runs by itself and cannot be started anew"
+        if runs_by_itself(plan):
+            return (
+                f"the server at {plan.option('url')} runs by itself and cannot be started anew "
+                "(without option 'restart')"
+            )
     return ""
+
+
+def runs_by_itself(plan: LoadPlan) -> bool:
+    """Whether a plan is a server that others started, and that no command starts anew."""
+    return bool(plan.option("url")) and not plan.option("restart")

@@ -207,16 +207,26 @@ def test_its_version_is_that_of_its_installation(tmp_path):
     assert version_of("aiperf", tmp_path / "bin" / "aiperf") == ""
 
 
-def test_the_key_of_a_server_stays_in_no_file_of_guidellm(tmp_path, program):
-    """It reads it from its configuration, and not from its command line."""
+READS_CONFIG = "open('config.json').read()"
+READS_ARGUMENTS = "' '.join(sys.argv)"
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"), [("guidellm", READS_CONFIG), ("aiperf", READS_ARGUMENTS)]
+)
+def test_the_key_of_a_server_stays_in_no_file_and_no_command_line(tmp_path, program, name, reads):
+    """The generator gets it all the same."""
     key = "c4n4ry-key"
-    reads = (
-        "import sys\nprint(open('config.json').read().count('c4n4ry-key'), sys.argv)\nsys.exit(3)"
-    )
+    text = f"""
+import sys
+command_line = open("/proc/self/cmdline", "rb").read().decode()
+print({reads}.count({key!r}), "of the key,", command_line.count({key!r}), "on the command line")
+sys.exit(3)
+"""
     folder = tmp_path / "run"
     folder.mkdir()
     job = Job(
-        work=replace(LINES, generator="guidellm"),
+        work=replace(LINES, generator=name),
         base="http://127.0.0.1:1/v1",
         path="/completions",
         model="m",
@@ -224,11 +234,12 @@ def test_the_key_of_a_server_stays_in_no_file_of_guidellm(tmp_path, program):
         bodies=(b'{"prompt": "a", "max_tokens": 5}',),
         due_s=(),
         tokenizer=None,
-        program=program("guidellm", reads),
+        program=program(name, text),
         folder=folder,
     )
-    with pytest.raises(InvalidRun, match=r"(?s)exit code 3.*\n1 \['[^c]") as caught:
-        asyncio.run(generate(GENERATORS["guidellm"], job))
+    reason = r"(?s)exit code 3.*1 of the key, 0 on the command line"
+    with pytest.raises(InvalidRun, match=reason) as caught:
+        asyncio.run(generate(GENERATORS[name], job))
     assert key not in str(caught.value)
     assert (folder / "input.jsonl").is_file()
     assert not any(key.encode() in file.read_bytes() for file in folder.iterdir())

@@ -56,12 +56,20 @@ def reference(tmp_path):
         "lengths": np.array([len(row) for row in ROWS]),
         "continuation": np.array(continuations),
         "logits": np.array(forced),
+        "counts": np.array([POSITIONS] * len(ROWS)),
     }
     path = tmp_path / "a.ref"
     save_file(
         tensors,
         path,
-        {"format": FORMAT, "logits_dtype": "float32", "prompts": json.dumps(["one", "two"])},
+        {
+            "format": FORMAT,
+            "logits_dtype": "float32",
+            "prompts": json.dumps(["one", "two"]),
+            "parts": json.dumps(["", ""]),
+            "ends": "[]",
+            "rounding": "null",
+        },
     )
     return Reference.open(str(path))
 
@@ -87,7 +95,12 @@ def server(after, **lacks):
                 ]
             }
         else:
-            choice = {"token_ids": greedy(ids, after)[: fields["max_tokens"]]}
+            tokens = greedy(ids, after)[: fields["max_tokens"]]
+            said_of = [
+                said(after([*ids, *tokens[:i]]), token, 1)[str(token)]["logprob"]
+                for i, token in enumerate(tokens)
+            ]
+            choice = {"token_ids": tokens, "logprobs": {"token_logprobs": said_of}}
         return {name: value for name, value in choice.items() if not lacks.get(name)}
 
     return ask
@@ -179,3 +192,35 @@ def test_a_session_asks_by_its_own_protocol_and_repeats_what_the_server_says_aga
     prompts = PromptSet.bundled("short-chat")
     with pytest.raises(UsageError, match="agreement needs logits"):
         host.handle(MakeReference(prompts=prompts, new_tokens=2, batch=2, path="x"))
+
+
+def test_decoding_that_is_not_what_the_prompt_says_is_found_out(reference):
+    """Negative control: prefill is right, and from the second token on it decodes another text."""
+
+    async def ask(fields: dict) -> dict:
+        choice = await server(logits_after)(fields)
+        if "token_ids" in choice:
+            first, *others = choice["token_ids"]
+            choice["token_ids"] = [first, *((token + 1) % VOCABULARY for token in others)]
+        return choice
+
+    rows = asyncio.run(compare(ask, reference, None, batch=2))
+    found = Agreement(rows, rule=parse_rule("perplexity(1.01)"))
+    assert found.top1.value == 1, "the prompt alone shows nothing"
+    assert "free-running tokens: 0.25 of them agree" in found.reasons[0]
+    assert "a server takes no tokens from outside" in found.report()
+
+
+def test_the_log_probabilities_of_decoding_are_scored_where_a_server_gives_them(reference):
+    """Those of the prompt stand in where it gives none."""
+
+    async def ask(fields: dict) -> dict:
+        choice = await server(logits_after)(fields)
+        if "logprobs" in choice:
+            choice["logprobs"]["token_logprobs"] = [-9.0] * POSITIONS
+        return choice
+
+    rows = asyncio.run(compare(ask, reference, None, batch=2))
+    assert rows[0].candidate_logprob == (-9.0,) * POSITIONS
+    silent = asyncio.run(compare(server(logits_after, logprobs=True), reference, None, batch=2))
+    assert silent[0].candidate_logprob == pytest.approx(silent[0].reference_logprob)

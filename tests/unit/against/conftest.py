@@ -60,17 +60,19 @@ def compared(session, tmp_path):
         errors: list[Exception] | None = None,
         limits=None,
         planned: int = 1,
+        work=WORK,
+        kind="folder",
         **options: str,
     ):
         ours = session(**options)
-        base = ScriptedBase(session(), there, folder=tmp_path, errors=errors)
+        base = ScriptedBase(session(), there, folder=tmp_path, errors=errors, work=work, kind=kind)
         comparison = Comparison(base, ours)
         comparison.planned_tests = planned
         comparison.begin(TEST, None)
         model, raised = session_model(ours, here), None
         ours.recorder.begin(TEST, "")
-        (record,) = ours.recorder.add(ours._sample([model], WORK))
-        measurement = Measurement(models=[model], workload=WORK, again=list)
+        (record,) = ours.recorder.add(ours._sample([model], work))
+        measurement = Measurement(models=[model], workload=work, again=list)
         with claims() as findings:
             try:
                 comparison.judge([record], limits or {}, measurement)

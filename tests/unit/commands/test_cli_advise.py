@@ -142,13 +142,26 @@ def test_the_same_as_json(measured):
     assert bf16["readings"]["memory"]["value"] == 14e9
 
 
-def test_on_a_cpu_the_weights_are_added_to_the_growth(store):
-    """The peak of a CPU's run is growth alone."""
-    store.add(ran("fp32", 10, 0.2, environment=CPU))
+def test_on_a_cpu_the_peak_holds_the_weights(store):
+    store.add(ran("fp32", 10, 0.7, environment=CPU))
     found = as_json()
     assert found["choices"][0]["readings"]["memory"]["value"] == pytest.approx(0.7e9)
-    assert found["memory"] == "weights + peak growth of a run"
+    assert found["memory"] == "peak of a run"
     assert found["left_out"] == ["top1"]
+
+
+@pytest.mark.parametrize(("environment", "is_known"), [("CPU", False), ("GPU", True)])
+def test_the_growth_that_a_cpu_once_called_its_peak_is_no_peak(store, environment, is_known):
+    """58 MB beside a peak of a gigabyte would be the front of every choice."""
+    plain = ran("fp32", 10, 0.058, environment=globals()[environment])
+    metrics = tuple(
+        replace(metric, formula="peak/1") if metric.name == "memory.peak" else metric
+        for metric in plain.metrics
+    )
+    store.add(replace(plain, metrics=metrics))
+    found = as_json(code=0 if is_known else 1)
+    lacking = [row["lacks"] for row in found["incomplete"]]
+    assert lacking == ([] if is_known else [{"memory": "not measurable when it was last measured"}])
 
 
 def test_what_could_not_be_measured_is_lacking(store):

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from pytest_llmperf.engines import EngineRow
+from pytest_llmperf.engines.models.architectures import BUILTIN
 from pytest_llmperf.engines.models.available import missing_model, missing_package
-from pytest_llmperf.engines.models.names import BUILTIN, model_ref
+from pytest_llmperf.engines.models.names import model_ref
 
 
 def row(*requires, extra=""):

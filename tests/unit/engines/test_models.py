@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES, BUILTIN
 from pytest_llmperf.engines.models.names import (
-    ARCHITECTURES,
-    BUILTIN,
     model_ref,
     parameter_count,
     predict,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import psycopg
 import pytest
 from msgspec.structs import replace
+from sqlalchemy import event
 from support.history_records import metric, record
 from support.postgresql_server import binaries, running
 
 from pytest_llmperf.errors import StoreError
+from pytest_llmperf.history import store as store_module
 from pytest_llmperf.history.problems import StoreUnavailable
 from pytest_llmperf.history.store import open_for_session, open_store
 
@@ -75,3 +77,81 @@ def test_a_value_the_server_refuses_is_the_callers_error(server, tmp_path):
         pytest.raises(StoreError, match=r"refused a value.*integer out of range"),
     ):
         store.add(record("a", metrics=(replace(metric(), n=2**40),)))
+
+
+@pytest.fixture
+def retries_at_once(monkeypatch):
+    """A store that failed is tried again at the next write."""
+    monkeypatch.setattr(store_module, "RETRY_S", (0.0, 0.0))
+
+
+def test_a_server_that_restarts_in_a_session_costs_nothing(server, tmp_path, retries_at_once):
+    """What came meanwhile waits, in its order, and is sent as soon as the server is back."""
+    url = server.database()
+    with open_store(url, folder=tmp_path) as store:
+        store.add(record("a", outcome="UNFINISHED"))
+        server.stop()
+        assert store.update_outcome("a", "PASS") is False
+        assert store.add(record("b", outcome="UNFINISHED")) is False
+        assert store.update_outcome("b", "FAIL") is False
+        server.start()
+        assert store.add(record("c")) is True
+        outcomes = {entry.id: entry.outcome for entry in store.records()}
+    assert (outcomes["a"], outcomes["b"]) == ("PASS", "FAIL")
+    assert sorted(outcomes) == ["a", "b", "c"]
+
+
+def test_a_connection_lost_in_a_transaction_costs_nothing(server, tmp_path, retries_at_once):
+    """The server ends the session between two statements: all of it is written again."""
+    url = server.database()
+    with open_store(url, folder=tmp_path) as store:
+        cuts = ["the first"]
+
+        def cut(_connection, _cursor, statement, *_):
+            if cuts and statement.startswith("INSERT INTO llmperf_documents"):
+                cuts.clear()
+                server.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname LIKE 'store_%'"
+                )
+
+        event.listen(store._database._engine, "before_cursor_execute", cut)
+        assert store.add(record("a")) is False
+        assert store.add(record("b")) is True
+        assert not cuts
+        assert ids(store) == ["a", "b"]
+
+
+def test_a_server_that_only_reads_costs_nothing(server, tmp_path, retries_at_once):
+    """It answers as a standby does."""
+    url = server.database()
+    name = url.partition("@/")[2].partition("?")[0]
+    open_store(url, folder=tmp_path).close()
+    server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    with open_for_session(url, folder=tmp_path) as store:
+        assert store.add(record("a")) is False
+        assert ids(store) == []
+        assert "read-only transaction" in " ".join(store.notices)
+    server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    with open_store(url, folder=tmp_path) as later:
+        assert ids(later) == ["a"]
+
+
+def test_a_server_without_a_free_connection_is_tried_again_soon(server, tmp_path):
+    """That is no outage."""
+    url = server.database()
+    name = url.partition("@/")[2].partition("?")[0]
+    open_store(url, folder=tmp_path).close()
+    server.execute(f"CREATE ROLE app LOGIN SUPERUSER; ALTER DATABASE {name} OWNER TO app")
+    server.execute("ALTER ROLE app NOSUPERUSER CONNECTION LIMIT 1")
+    for table in ("records", "metrics", "documents", "alembic_version"):
+        server.execute(f"ALTER TABLE llmperf_{table} OWNER TO app", name)
+    theirs = url.replace("postgres@", "app@")
+    with (
+        open_store(theirs, folder=tmp_path),
+        open_for_session(theirs, folder=tmp_path, busy_s=0.05) as store,
+    ):
+        assert store.add(record("a")) is False
+        assert "it has no connection left" in store.notices[0]
+    with open_store(theirs, folder=tmp_path) as later:
+        assert ids(later) == ["a"]

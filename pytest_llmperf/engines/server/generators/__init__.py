@@ -21,6 +21,7 @@ from pathlib import Path
 from pytest_llmperf.core.trace import RequestTrace
 from pytest_llmperf.engines.server.generators import aiperf, guidellm
 from pytest_llmperf.engines.server.generators.job import Job
+from pytest_llmperf.engines.server.generators.private import command
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 __all__ = [
@@ -33,6 +34,15 @@ __all__ = [
     "version_of",
 ]
 
+_NOT_READ = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
 _TAIL_BYTES = 2**16
 _TAIL = 20
 _INSTALL = (
@@ -80,7 +90,7 @@ async def generate(generator: Generator, job: Job) -> tuple[RequestTrace, ...]:
 def _read(generator: Generator, job: Job, log: Path) -> tuple[RequestTrace, ...]:
     try:
         return generator.read(job.folder)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except _NOT_READ as error:
         raise InvalidRun(_unreadable(generator, error, log)) from error
 
 
@@ -93,8 +103,7 @@ async def _run(generator: Generator, job: Job, log: Path) -> int:
     """Return the exit code of the program. Whatever it started is ended with it."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            str(job.program),
-            *generator.prepare(job),
+            *command(job, generator.prepare(job)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,

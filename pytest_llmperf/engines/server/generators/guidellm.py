@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from pytest_llmperf.core.trace import RequestTrace, TokenEvent
-from pytest_llmperf.engines.server.generators.job import Job, json_lines
+from pytest_llmperf.engines.server.generators.job import Job, json_lines, write_private
 from pytest_llmperf.engines.server.generators.traces import failed_request, from_zero
 
 OWN_FIELDS = (
@@ -36,7 +36,7 @@ def prepare(job: Job) -> list[str]:
     rows = [{"prompt": _text(body), "output_tokens_count": body["max_tokens"]} for body in bodies]
     (job.folder / "input.jsonl").write_bytes(json_lines(rows))
     spec = _spec(job, _backend(job, bodies[0]))
-    job.secret_file.write_bytes(msgspec.json.encode({"spec": spec}))
+    write_private(job.secret_file, msgspec.json.encode({"spec": spec}))
     return ["run", "--config", job.secret_file.name, "--disable-console"]
 
 

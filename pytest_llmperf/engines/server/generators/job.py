@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,3 +42,10 @@ class Job:
 def json_lines(rows: Sequence[Any]) -> bytes:
     """Return values as JSON, one a line."""
     return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+
+
+def write_private(file: Path, content: bytes) -> None:
+    """Write a new file that nobody else can read. Raises OSError."""
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as stream:
+        stream.write(content)

@@ -1,6 +1,9 @@
-"""The words of a server, as they may be shown: in one line, without control characters."""
+"""The words of a server as they may be shown: one line, no control characters, no secrets."""
 
 from __future__ import annotations
+
+from pytest_llmperf.plain_text import inert
+from pytest_llmperf.secrets import masked
 
 
 def shown(text: str, limit: int) -> str:
@@ -8,5 +11,5 @@ def shown(text: str, limit: int) -> str:
 
     What is not printable (the escapes of a terminal) becomes U+FFFD.
     """
-    line = " ".join(text[: 4 * limit].split())
+    line = inert(" ".join(masked(text[: 4 * limit]).split()))
     return "".join(char if char.isprintable() else "\ufffd" for char in line)[:limit]

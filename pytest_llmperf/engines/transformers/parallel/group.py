@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines import rendezvous
 from pytest_llmperf.engines.refusals.parallel import rows_of_a_replica
 from pytest_llmperf.errors import LoadError, UsageError
 
@@ -89,7 +90,8 @@ def join(plan: LoadPlan, device: torch.device) -> Grid | None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
+        meeting = rendezvous.store(dist, COLLECTIVE_LIMIT)
+        dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT, **meeting)
     return Grid(
         mesh=_mesh(plan, device),
         rank=dist.get_rank(),

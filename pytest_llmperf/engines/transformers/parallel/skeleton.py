@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading import arch, checkpoint
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES
 from pytest_llmperf.engines.models.checkpoint_files import files_not_read
-from pytest_llmperf.engines.models.names import ARCHITECTURES
 from pytest_llmperf.engines.models.safetensors_header import read_json, weight_files
 from pytest_llmperf.engines.transformers.checkpoint import first_names, folder_hash, weights_dtype
 from pytest_llmperf.errors import LoadError

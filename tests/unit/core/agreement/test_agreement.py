@@ -199,7 +199,8 @@ def test_the_verdict_is_kept_once_among_the_claims():
     assert len(kept) == 1
     assert kept[0].text == "agreement of bf16: sqnr(20) does not hold: sqnr(20): 5.0 dB"
     assert kept[0].detail == (
-        "compared 384 tokens of 12 prompts; sqnr(20): 5.000 dB [5.000, 5.000] 99 %, n=12"
+        "compared 384 tokens of 12 prompts, up to position 41; "
+        "sqnr(20): 5.000 dB [5.000, 5.000] 99 %, n=12"
     )
     assert kept[0].caution == ""
 
@@ -234,7 +235,7 @@ def test_the_summary_is_plain_and_holds_values_and_verdict():
 
 
 def test_a_variant_without_a_default_rule_must_be_given_one():
-    for rule in (default_rule(replace(BF16, options=(("agreement", "4-bit"),)), FP32), Rule()):
+    for rule in (default_rule(replace(BF16, options=(("agreement", "pruned"),)), FP32), Rule()):
         found = agreement(SELF, rule)
         with pytest.raises(UsageError, match=r"its loss is a budget of yours\. Name one"):
             assert found.ok
@@ -307,7 +308,7 @@ def test_rules_can_be_written_shorter(written, meant):
             "perplexity",
             (
                 r"limit of perplexity is missing, a positive number is needed\. "
-                r"It reads perplexity\(limit\)"
+                r"It reads perplexity\(limit, two_sided\)"
             ),
         ),
         ("perplexity(abc)", r"limit of perplexity is 'abc'"),

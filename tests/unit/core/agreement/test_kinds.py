@@ -119,7 +119,7 @@ CONTROLS = {
     "same": (EXACT, COARSE),
     "assisted-fp32": (EXACT, COARSE),
     "adapter-merged-fp32": (TINY, FINE),
-    "fp32": (FINE, GOOD),
+    "fp32": (TINY, FINE),
     "fp16": (FINE, GOOD),
     "bf16": (GOOD, COARSE),
     "parallel": (FINE, GONE),
@@ -127,6 +127,7 @@ CONTROLS = {
     "adapter-merged": (GOOD, GONE),
     "kv-8-bit": (GOOD, GONE),
     "8-bit": (GOOD, COARSE),
+    "4-bit": (COARSE, GONE),
 }
 
 

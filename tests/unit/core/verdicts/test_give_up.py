@@ -60,12 +60,6 @@ def test_a_close_claim_on_a_noisy_machine_is_given_up_and_a_clear_one_is_not():
     assert not give_up.of_samples(noisy, spent_s=10, budget_s=20, needed=give_up.needed([0.7]))
 
 
-def test_pairs_are_given_up_where_the_rest_cannot_refute_anything():
-    assert "too noisy" in give_up.of_pairs(0.6, n=6, n_at_end=30, refuted=0.05)
-    assert give_up.of_pairs(0.2, n=6, n_at_end=30, refuted=0.05) == ""
-    assert "too noisy" in give_up.of_pairs(0.2, n=6, n_at_end=6, refuted=0.05)
-
-
 def test_a_claim_that_is_out_of_reach_names_the_machine_and_no_huge_number():
     rates = tuple(random.Random(0).sample(range(10, 40), 30))
     noisy = Estimate.of_samples("throughput", rates, "tok/s", direction="higher")

@@ -1,0 +1,1 @@
+"""What `llmperf import` does with files of other tools."""

@@ -1,0 +1,1 @@
+"""What `llmperf compare` does with two servers."""

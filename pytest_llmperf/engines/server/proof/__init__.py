@@ -1,0 +1,1 @@
+"""Which settings a server runs with: what it says, what a probe shows, and what neither tells."""
