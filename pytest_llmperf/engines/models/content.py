@@ -58,21 +58,6 @@ def cached_hash(key: str, make: Callable[[], str]) -> str:
     return digest
 
 
-<<<<<<< HEAD
-def _cache_entry(file: Path) -> Path:
-    stat = file.stat()
-    key = {
-        "path": str(file.resolve()),
-        "bytes": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "ctime_ns": stat.st_ctime_ns,
-        "inode": stat.st_ino,
-    }
-    return cache_dir() / "hashes" / hash_value(key)
-
-
-=======
->>>>>>> main
 def _digest(file: Path) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
