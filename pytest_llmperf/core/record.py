@@ -144,4 +144,9 @@ def speed_metric(record: Record) -> str:
     return "prefill_throughput" if record.workload.get("type") == "prefill" else "throughput"
 
 
+def attempt_of(record: Record) -> int:
+    """Return 1 for a run, and more where the gate measured it again."""
+    return int(record.extra.get("attempt", 1))
+
+
 Fact = str | int | float | bool | None

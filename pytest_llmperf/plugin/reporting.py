@@ -128,8 +128,7 @@ class SessionReporter(Reporter):
             _fail_undecided(findings)
         for finding in findings:
             if finding.outcome in self._outcomes_to_warn_of():
-                text = f"{finding.outcome.lower()}: {finding.text}. {finding.detail}"
-                item.warn(LlmperfWarning(text))
+                item.warn(LlmperfWarning(_warning_text(finding, item)))
             elif finding.caution:
                 item.warn(LlmperfWarning(f"{finding.text}. {finding.caution}"))
 
@@ -210,6 +209,17 @@ class SessionReporter(Reporter):
         if self._core.judges and not self._core.settings.disable:
             return {Outcome.UNDECIDED, Outcome.NOT_COMPARABLE, Outcome.WAIVED}
         return {Outcome.UNDECIDED}
+
+
+def _warning_text(finding: Finding, item: pytest.Item) -> str:
+    """Return what is warned of.
+
+    The section of llmperf has the detail of what is undecided, unless -q leaves it out.
+    """
+    text = f"{finding.outcome.lower()}: {finding.text}"
+    if finding.outcome is Outcome.UNDECIDED and item.config.get_verbosity() >= 0:
+        return text
+    return f"{text}. {finding.detail}"
 
 
 def _fail_undecided(findings: Sequence[Finding]) -> None:

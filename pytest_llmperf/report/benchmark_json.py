@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.record import Record, attempt_of
 
 FORMAT_VERSION = "5.3.1"
 """The version of pytest-benchmark whose format this is.
@@ -22,9 +22,10 @@ The installed one is named where there is one.
 def document(records: Sequence[Record], written: str) -> dict[str, Any]:
     """Return the file's content. `written` is its time, ISO 8601.
 
-    Records without repetition times are left out.
+    Records without repetition times are left out, and so is what the gate measured again: a name
+    stands for one row.
     """
-    timed = [record for record in records if times_s(record)]
+    timed = [record for record in records if times_s(record) and attempt_of(record) == 1]
     names = Counter(record.test for record in timed)
     facts = timed[-1].environment.facts if timed else {}
     return {

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from pytest_llmperf.core.record import MetricValue, Record
+from pytest_llmperf.core.record import MetricValue, Record, attempt_of
 
 PREFIX = "llmperf"
 OURS = ("llmperf.", "llmperf[")
@@ -44,7 +44,7 @@ def _names(records: Sequence[Record]) -> list[str]:
 
     What the gate measured again is counted below the run that it repeats, whose name stays.
     """
-    first_runs = [record for record in records if _attempt(record) == 1]
+    first_runs = [record for record in records if attempt_of(record) == 1]
     numbered = [f"{PREFIX}[{i}]" for i in range(1, len(first_runs) + 1)]
     prefixes = [PREFIX] if len(first_runs) == 1 else numbered
     by_work: dict[tuple[str, ...], str] = {}
@@ -53,14 +53,10 @@ def _names(records: Sequence[Record]) -> list[str]:
     remaining = iter(prefixes)
     return [
         next(remaining)
-        if _attempt(record) == 1
-        else f"{by_work.get(_work(record), PREFIX)}.again[{_attempt(record) - 1}]"
+        if attempt_of(record) == 1
+        else f"{by_work.get(_work(record), PREFIX)}.again[{attempt_of(record) - 1}]"
         for record in records
     ]
-
-
-def _attempt(record: Record) -> int:
-    return int(record.extra.get("attempt", 1))
 
 
 def _work(record: Record) -> tuple[str, ...]:

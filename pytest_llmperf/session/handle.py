@@ -33,6 +33,9 @@ class Handle(Suggests):
         self._declared = declared
         self._adopted = 0
 
+    def __repr__(self) -> str:
+        return "<llmperf: measure(callable, tokens=…) or wrap(model, tokenizer)>"
+
     def measure(self, function: Callable[[], Any], *, tokens: int, name: str = "") -> RunResult:
         """Measure a callable that produces `tokens` output tokens a call.
 

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from pytest_llmperf.core.format import format_estimate
 from pytest_llmperf.core.metrics.latencies import Latencies
 from pytest_llmperf.core.metrics.origin import NO_ORIGIN, Origin, exact
 from pytest_llmperf.core.metrics.quantities import ALIASES, TABLE, Metric, leaves
@@ -99,6 +100,10 @@ class Energy(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False)
     source: str = ""
 
 
+_FIRST = ("throughput", "ttft.p50", "tpot.p50", "memory.peak")
+"""What the text of a run shows."""
+
+
 class RunResult(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False):
     """One run of a workload. Times in s, rates in tok/s, sizes in bytes, shares 0 to 1.
 
@@ -153,8 +158,27 @@ class RunResult(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=Fal
 
     @property
     def output_throughput(self) -> Quantity:
-        """Output tokens of successful requests, a second from the first send to the last token."""
-        return self.throughput
+        """Output tokens of successful requests, a second from the first send to the last token.
+
+        Not of a prefill, whose `throughput` is that of its prompt.
+        """
+        throughput = self.throughput
+        if isinstance(throughput, Estimate) and throughput.name == "prefill_throughput":
+            return NotMeasurable(
+                "output_throughput",
+                "a prefill makes one output token a sequence; its throughput is of prompt tokens",
+            )
+        return throughput
+
+    def __str__(self) -> str:
+        """Return what a person looks for first, in one line."""
+        quantities = ((name, self.metric(name)) for name in _FIRST)
+        texts = [
+            f"{name} {format_estimate(one.value, one.low, one.high, one.unit)}"
+            for name, one in quantities
+            if isinstance(one, Estimate)
+        ]
+        return f"<run of {self.subject}: {', '.join(texts) or 'nothing was measured'}>"
 
     @classmethod
     def unmeasured(cls, reason: str, missing_as: Missing = NotMeasurable) -> RunResult:

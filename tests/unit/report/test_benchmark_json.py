@@ -46,6 +46,14 @@ def test_the_statistics_are_those_of_pytest_benchmark(data):
         assert value == ours[name] or math.isclose(value, ours[name], rel_tol=1e-12), name
 
 
+def test_a_run_that_is_measured_again_is_one_row():
+    """Under the name that it has in a green session."""
+    once = record("a", samples={"latency": TIMES})
+    again = record("b", samples={"latency": TIMES}, extra={"attempt": 2})
+    rows = [document(runs, "2026-11-23")["benchmarks"] for runs in ((once,), (once, again))]
+    assert [row["name"] for row in rows[1]] == [row["name"] for row in rows[0]]
+
+
 def test_the_real_command_compares_two_files(tmp_path):
     """`pytest-benchmark compare` reads both and shows both runs of the test under each other."""
     old = written(tmp_path / "0001_old.json", record("a", samples={"latency": TIMES}))
