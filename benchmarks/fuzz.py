@@ -173,9 +173,9 @@ def _server_options(data: bytes, _folder: Path) -> object:
 def _ini(data: bytes, folder: Path) -> object:
     for name in ("pytest.ini", "pyproject.toml"):
         file = file_of(data, folder, name)
-        for read in (lambda: native_text(file, "llmperf_budget"), lambda: find_project(folder)):
-            with suppress(LlmperfError):
-                read()
+        with suppress(LlmperfError):
+            native_text(file, "llmperf_budget")
+            find_project(folder)
         file.unlink()
     return None
 

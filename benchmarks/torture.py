@@ -9,7 +9,7 @@ fork server, the guard, a server, a grandchild. Some rounds move or delete the s
 grow, or have a clock that is ahead. The witness is the project's conftest, which notes each run
 that a report carried. After each round it is counted:
 
-* orphans: processes with the round's mark in their environment, ten seconds after the end;
+* orphans: processes with the round's mark in their environment, half a minute after the end;
 * lost: runs that were witnessed and are in no store, spool or copy that lies in the project;
 * doubled: runs that a store has twice, or twice for one test of one session;
 * wrong verdicts: tests whose true claim was reported as failed, an INTERNALERROR of ours, and, in
@@ -59,7 +59,8 @@ EARLY_SHARE = 0.15
 """Of rounds whose signals may come before a model is loaded."""
 PYTEST_SHARE = 0.2
 """How often pytest's own process may be drawn."""
-SETTLE_S = 10.0
+SETTLE_S = 30.0
+"""pytest-xdist's own workers end when their test does."""
 LONGEST_STOP_S = 1.5
 ROUNDS_A_VERDICT = 8
 ACCEPTED = 9
@@ -157,7 +158,7 @@ class Lane:
         projects.write_project(project, projects.scripted(tpot=tpot, sleep=0))
         mark = f"verdict-{self._folder.name}"
         arguments = ("test_it.py::test_speed[0]", gate)
-        session = self._start(project, arguments, mark, "")
+        session = self._start(project, arguments, mark, "judged")
         with suppress(subprocess.TimeoutExpired):
             return session.wait(JUDGED_S), self._output(SHAPES[0])
         kill_marked(mark)
@@ -167,6 +168,8 @@ class Lane:
         self, project: Path, arguments: tuple[str, ...], mark: str, disturbance: str
     ) -> subprocess.Popen[str]:
         ahead = {"TORTURE_DAYS_AHEAD": "400"} if disturbance == "clock" else {}
+        if disturbance == "judged":  # a suspicion is measured again: several runs of one test
+            ahead["TORTURE_UNSEEN"] = "1"
         limits = SMALL_FILES if disturbance == "small files" else ()
         command = [*limits, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         output = (project / "output.txt").open("w+")
@@ -266,8 +269,8 @@ class Lane:
         witness = project / projects.WITNESS
         lines = witness.read_text().split("\n")[:-1] if witness.exists() else []
         said_to_be_lost = "could be kept neither" in output
-        stored, doubled = kept(project / ".llmperf")
         ids = [line.partition(" ")[0] for line in lines]
+        stored, doubled = kept(project / ".llmperf", set(ids))
         lost = [record_id for record_id in ids if record_id not in stored]
         if lost and not said_to_be_lost:
             self._tally.add("lost", f"{shape.name}: {len(lost)}: {output[-800:]}")

@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,8 +67,11 @@ class Tally:
         }
 
 
-def kept(folder: Path) -> tuple[set[str], list[str]]:
-    """Return the ids in every store and spool of a folder, and what a store has twice."""
+def kept(folder: Path, witnessed: set[str]) -> tuple[set[str], list[str]]:
+    """Return the ids in every store and spool of a folder, and what a store has twice.
+
+    Of sessions with a witnessed run, that is a test with two runs as well.
+    """
     ids: set[str] = set()
     doubled: list[str] = []
     for file in folder.glob("*.db*"):
@@ -77,16 +80,17 @@ def kept(folder: Path) -> tuple[set[str], list[str]]:
         with suppress(sqlite3.Error), closing(sqlite3.connect(file, timeout=30)) as connection:
             rows = connection.execute("select id, session_id, test from llmperf_records").fetchall()
             ids.update(row[0] for row in rows)
-            doubled += _more_than_once(rows)
+            sessions = {row[1] for row in rows if row[0] in witnessed}
+            doubled += _more_than_once(row[0] for row in rows)
+            doubled += _more_than_once(str(row[1:]) for row in rows if row[1] in sessions)
     for file in folder.glob("*spool*"):
         ids.update(_spooled(file))
     return ids, doubled
 
 
-def _more_than_once(rows: list[tuple[str, str, str]]) -> list[str]:
-    """Return ids, and tests of one session, that several rows have."""
-    counts = Counter(row[0] for row in rows) + Counter(str(row[1:]) for row in rows)
-    return [name for name, n in counts.items() if n > 1]
+def _more_than_once(names: Iterable[str]) -> list[str]:
+    """Return the names that are there several times."""
+    return [name for name, n in Counter(names).items() if n > 1]
 
 
 def _spooled(file: Path) -> Iterator[str]:
