@@ -114,10 +114,14 @@ def _register_files(config: pytest.Config) -> None:
         from pytest_llmperf.plugin.registration import write_benchmark_file  # noqa: PLC0415
 
         write_benchmark_file(config, file)
+    if (file := value("json")) and not (value("json-append") or _measures_nothing(config)):
+        from pytest_llmperf.plugin.registration import start_json_file  # noqa: PLC0415
+
+        start_json_file(config, file)
     if file := value("html"):
         from pytest_llmperf.plugin.registration import write_html_file  # noqa: PLC0415
 
-        write_html_file(config, file, value("store"))
+        write_html_file(config, file, value)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -376,6 +380,10 @@ def _open_ci(config: pytest.Config) -> None:
     plugin = open_ci(config, files, make)
     if plugin is not None:
         config.pluginmanager.register(plugin, "llmperf-ci")
+
+
+def _measures_nothing(config: pytest.Config) -> bool:
+    return config.option.collectonly or _only_plans(config) or value_of(config)("disable")
 
 
 def _only_plans(config: pytest.Config) -> bool:

@@ -52,6 +52,7 @@ class Settings:
     reference: str
     store: str
     json: Path | None
+    json_append: bool
     budget_s: float
     precision: float
     processes: int | None
@@ -73,6 +74,7 @@ _AS_THEY_ARE = (
     "allow-load",
     "require-accepted",
     "any-tree",
+    "json-append",
     "against-build",
     "gpus",
     "store",
