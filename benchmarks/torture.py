@@ -193,7 +193,7 @@ class Lane:
         if self._draw.random() < EARLY_SHARE:
             time.sleep(self._draw.uniform(0.0, 2.0))
         else:
-            wait_for_work(session, mark)
+            wait_for_work(session, mark, "server" if shape.name == "server" else "worker")
         time.sleep(self._draw.uniform(0.0, 1.0))
         if disturbance.endswith("the store"):
             self._take_store_away(self._folder / shape.name, disturbance)

@@ -17,7 +17,7 @@ import psutil
 
 MARK = "LLMPERF_TORTURE_ROUND"
 FAULTS = ("orphans", "lost", "doubled", "wrong", "hangs")
-READY_S = 20.0
+READY_S = 60.0
 KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("guard", lambda line: "pytest_llmperf.worker.guard" in line),
     ("fork server", lambda line: "pytest_llmperf.worker.forkserver" in line),
@@ -126,11 +126,11 @@ def _parent_line(process: psutil.Process) -> list[str]:
     return []
 
 
-def wait_for_work(session: subprocess.Popen[str], mark: str) -> None:
-    """Wait until a model is loaded, or a server is started."""
+def wait_for_work(session: subprocess.Popen[str], mark: str, kind: str) -> None:
+    """Wait until a process of this kind is there."""
     end_s = time.monotonic() + READY_S
     while session.poll() is None and time.monotonic() < end_s:
-        if any(kind in {"worker", "server"} for kind, _ in marked(mark)):
+        if any(there == kind for there, _ in marked(mark)):
             return
         time.sleep(0.05)
 
