@@ -54,8 +54,9 @@ class Noise(Struct, frozen=True, kw_only=True):
     from these, that rule A fails at `floor`; `at_most` is its upper end at 99 %, over other sets of
     sessions that could be drawn from these. Both know of nothing that none of these sessions
     showed: `unseen` is the share of such sessions that so many cannot exclude at 99 %. `proposed`
-    is the floor that one unchanged session in a thousand exceeds. `autocorrelation` is that of `pairs` of neighbouring repetitions
-    of one process each, and is conditional on it; None for too few.
+    is the floor that one unchanged session in a thousand exceeds. `autocorrelation` is that of
+    `pairs` of neighbouring repetitions of one process each, and is conditional on it; None for too
+    few.
     """
 
     sessions: int
