@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -176,10 +175,13 @@ def _ini(data: bytes, folder: Path) -> object:
         file = file_of(data, folder, name)
         with suppress(LlmperfError):
             native_text(file, "llmperf_budget")
-        with suppress(LlmperfError):
             find_project(folder)
-    (folder / "pytest.ini").unlink()
-    return (folder / "pyproject.toml").unlink()
+        file.unlink()
+    return None
+
+
+def _waivers(data: bytes, folder: Path) -> object:
+    return read_waivers(file_of(data, folder, "llmperf-waivers.toml"))
 
 
 def _calibrations(data: bytes, folder: Path) -> object:
@@ -260,11 +262,47 @@ def _lines_of(reader: Callable[[Path], object]) -> Callable[[bytes, Path], objec
 
 def targets() -> list[Target]:
     """Return every kind of input, with sound examples."""
-    sys.path.insert(0, str(TESTS))
-    from support.history_records import record  # noqa: PLC0415 - records of the tests
+    return [*_given(), *_files(), *_messages(), *_records()]
 
-    line = record_json.encode(record("a"))
-    spooled = b'{"add":%s}\n{"outcome":{"id":"a","outcome":"PASS","claims":[]}}\n' % line
+
+def _given() -> list[Target]:
+    """Return what a user gives in tests and on the command line."""
+    options = [f"{option.name}={option.default}".encode() for option in OPTIONS]
+    options += [b"gate=throughput:5%", b"budget=20", b"store=sqlite:///a.db", b"gpus=0,1"]
+    parts = [b"bf16+static-cache", b"lora:a+tp2", b"pruned:0.5", b"nf4"]
+    server = [b'{"url":"http://u:p@[::1]:80/v1","timeout":5}']
+    urls = [b"sqlite:///a/b.db", b"postgresql+psycopg://u:p@h:5432/db?sslmode=require"]
+    return [
+        Target("markers", _marker, [b'{"model":"m","budget":5,"strategies":["bf16","nf4"]}']),
+        Target("options", _option, options),
+        Target("strategies", _strategy, parts),
+        Target("gates", lambda d, _: parse_gate(text(d)), [b"throughput=5%,ttft=0.1", b"warn"]),
+        Target("scripts", lambda d, _: parse_script(text(d), ""), [b"ttft=5ms,fault=die@run3"]),
+        Target("server options", _server_options, server),
+        Target("store URLs", lambda d, folder: parse_address(text(d), folder), urls),
+    ]
+
+
+def _files() -> list[Target]:
+    """Return files of a project."""
+    waiver = (
+        b'[[waiver]]\ntest = "a.py::t"\nmetric = "throughput"\nreason = "r"\nowner = "o"\n'
+        b"expires = 2027-01-01\n"
+    )
+    rename = b'{"old":"a","new":"b","who":"w","why":"y","when":"2026-01-01T00:00:00+00:00"}\n'
+    return [
+        Target("ini files", _ini, [b"[pytest]\nllmperf_budget = 5\n", b"[tool.pytest]\na = 1.5\n"]),
+        Target("waivers", _waivers, [waiver]),
+        Target("calibrations", _calibrations, [b'[[calibrated]]\ntest = "t"\nfloor = 0.05\n']),
+        Target("accepted changes", _accepted, [rename]),
+        Target("prompts", _lines_of(PromptSet.from_jsonl), [b'{"prompt":"a"}\n{"text":"b"}\n']),
+        Target("tasks", _lines_of(TaskSet.from_jsonl), [b'{"prompt":"a","answer":"b"}\n']),
+        Target("traces", _lines_of(Traffic.from_jsonl), [b'{"timestamp":1.5,"input_length":3}\n']),
+    ]
+
+
+def _messages() -> list[Target]:
+    """Return what servers, workers, generators and other sessions say."""
     stream = (
         b'data: {"choices":[{"text":"w1 ","finish_reason":null}]}\n\n'
         b'data: {"choices":[{"text":"w","finish_reason":"length"}],'
@@ -277,49 +315,29 @@ def targets() -> list[Target]:
         frame(Reply(rank=0, failure=Failure(kind="LoadError", message="no"))),
     ]
     ticket = b'{"number":1,"wants":{"cpu":1.0},"n":1,"pid":1,"command":"c","holds":["cpu"]}'
-    waiver = (
-        b'[[waiver]]\ntest = "a.py::t"\nmetric = "throughput"\nreason = "r"\nowner = "o"\n'
-        b"expires = 2027-01-01\n"
-    )
-    options = [f"{o.name}={o.default}".encode() for o in OPTIONS]
-    options += [b"gate=throughput:5%", b"budget=20", b"store=sqlite:///a.db", b"gpus=0,1"]
+    results = [b'{"benchmarks":[{"requests":{}}]}', b"{}\n"]
+    message = b"http://a:b@c --api-key x\n::error::y"
     return [
-        Target("markers", _marker, [b'{"model":"m","budget":5,"strategies":["bf16","nf4"]}']),
-        Target("options", _option, options),
-        Target(
-            "strategies", _strategy, [b"bf16+static-cache", b"lora:a+tp2", b"pruned:0.5", b"nf4"]
-        ),
-        Target("gates", lambda d, _: parse_gate(text(d)), [b"throughput=5%,ttft=0.1", b"warn"]),
-        Target("scripts", lambda d, _: parse_script(text(d), ""), [b"ttft=5ms,fault=die@run3"]),
-        Target(
-            "server options", _server_options, [b'{"url":"http://u:p@[::1]:80/v1","timeout":5}']
-        ),
-        Target(
-            "store URLs",
-            lambda d, folder: parse_address(text(d), folder),
-            [b"sqlite:///a/b.db", b"postgresql+psycopg://u:p@h:5432/db?sslmode=require"],
-        ),
-        Target("ini files", _ini, [b"[pytest]\nllmperf_budget = 5\n", b"[tool.pytest]\na = 1.5\n"]),
-        Target(
-            "waivers", lambda d, f: read_waivers(file_of(d, f, "llmperf-waivers.toml")), [waiver]
-        ),
-        Target("calibrations", _calibrations, [b'[[calibrated]]\ntest = "t"\nfloor = 0.05\n']),
-        Target(
-            "accepted changes",
-            _accepted,
-            [b'{"old":"a","new":"b","who":"w","why":"y","when":"2026-01-01T00:00:00+00:00"}\n'],
-        ),
-        Target("prompts", _lines_of(PromptSet.from_jsonl), [b'{"prompt":"a"}\n{"text":"b"}\n']),
-        Target("tasks", _lines_of(TaskSet.from_jsonl), [b'{"prompt":"a","answer":"b"}\n']),
-        Target("traces", _lines_of(Traffic.from_jsonl), [b'{"timestamp":1.5,"input_length":3}\n']),
         Target("streams", _stream, [stream, tgi]),
         Target("wire frames", _frames, frames),
         Target("lease tickets", _ticket, [ticket]),
+        Target("generators' results", _generator, results),
+        Target("messages", lambda d, _: shown(text(d)), [message]),
+    ]
+
+
+def _records() -> list[Target]:
+    """Return what a history is made of."""
+    sys.path.insert(0, str(TESTS))
+    from support.history_records import record  # noqa: PLC0415 - records of the tests
+
+    line = record_json.encode(record("a"))
+    spooled = b'{"add":%s}\n{"outcome":{"id":"a","outcome":"PASS","claims":[]}}\n' % line
+    lines = [line + b"\n", b'{"accepted":{"a":1}}\n' + line + b"\n"]
+    return [
         Target("spools", _spool, [spooled]),
-        Target("imports", _import, [line + b"\n", b'{"accepted":{"a":1}}\n' + line + b"\n"]),
+        Target("imports", _import, lines),
         Target("records", lambda d, _: record_json.decode(d), [line], (ValueError,)),
-        Target("generators' results", _generator, [b'{"benchmarks":[{"requests":{}}]}', b"{}\n"]),
-        Target("messages", lambda d, _: shown(text(d)), [b"http://a:b@c --api-key x\n::error::y"]),
     ]
 
 
@@ -330,7 +348,8 @@ def fuzz(n: int, seed: int, only: Sequence[str] = ()) -> list[Target]:
         for number, target in enumerate(chosen):
             folder = Path(place) / str(number)
             folder.mkdir()
-            _fuzz_one(target, n // len(chosen) + 1, random.Random(seed + number), folder)  # noqa: S311
+            draw = random.Random(seed + number)  # noqa: S311 - the same inputs in every run
+            _fuzz_one(target, n // len(chosen) + 1, draw, folder)
     return chosen
 
 
@@ -359,8 +378,8 @@ def lines(chosen: Sequence[Target]) -> Iterator[str]:
         yield f"{target.name:20} {target.n:7} inputs {target.refused:7} refused"
         for place, detail in target.faults.items():
             yield f"    {place}: {detail}"
-    totals = Counter(n=sum(t.n for t in chosen), faults=sum(len(t.faults) for t in chosen))
-    yield f"{totals['n']} inputs, {totals['faults']} kinds of exception that are not ours"
+    n, n_faults = sum(t.n for t in chosen), sum(len(t.faults) for t in chosen)
+    yield f"{n} inputs, {n_faults} kinds of exception that are not ours"
 
 
 def main() -> int:

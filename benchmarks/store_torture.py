@@ -64,7 +64,7 @@ def torture(
     folder: Path, url: str, *, writers: int, each: int, kills: int, seed: int = 0, forget: int = 0
 ) -> Counts:
     """Write, kill and count. Every `forget`-th outcome is left out (0: none), as a bug would."""
-    from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - only where it is needed
+    from pytest_llmperf.history.store import open_store  # noqa: PLC0415 - as needed
 
     began_s = time.monotonic()
     open_store(url, folder=folder).close()
@@ -138,9 +138,9 @@ def _start(name: str, folder: Path, url: str, each: int, forget: int) -> subproc
 def write(name: str, folder: Path, url: str, each: int, forget: int) -> None:
     """Write runs from where the witness ends, over several sessions."""
     sys.path.insert(0, str(TESTS))
-    from support.history_records import record  # noqa: PLC0415 - only where it is needed
+    from support.history_records import record  # noqa: PLC0415 - as needed
 
-    from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415 - only where it is needed
+    from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415 - as needed
 
     file = _witness(folder, name)
     witness = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -166,7 +166,7 @@ def _stored(folder: Path, url: str) -> tuple[list[tuple[str, str]], dict[str, in
 def _connection(folder: Path, url: str) -> Any:
     if url == SQLITE:
         return sqlite3.connect(folder / "history.db")
-    import psycopg  # noqa: PLC0415 - only where it is needed
+    import psycopg  # noqa: PLC0415 - as needed
 
     return psycopg.connect(url.replace("+psycopg", ""))
 
@@ -178,7 +178,7 @@ def _url(*, postgresql: bool) -> Iterator[str]:
         yield SQLITE
         return
     sys.path.insert(0, str(TESTS))
-    from support.postgresql_server import binaries, running  # noqa: PLC0415 - only where it is needed
+    from support.postgresql_server import binaries, running  # noqa: PLC0415 - as needed
 
     folder = binaries()
     if folder is None:

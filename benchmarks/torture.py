@@ -9,7 +9,7 @@ fork server, the guard, a server, a grandchild. Some rounds move or delete the s
 grow, or have a clock that is ahead. The witness is the project's conftest, which notes each run
 that a report carried. After each round it is counted:
 
-* orphans: processes with the round's mark in their environment, ten seconds after the end;
+* orphans: processes with the round's mark in their environment, half a minute after the end;
 * lost: runs that were witnessed and are in no store, spool or copy that lies in the project;
 * doubled: runs that a store has twice, or twice for one test of one session;
 * wrong verdicts: tests whose true claim was reported as failed, an INTERNALERROR of ours, and, in
@@ -28,7 +28,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -36,20 +35,20 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
 import torture_projects as projects
 from msgspec.structs import replace
+from torture_witness import MARK, Tally, kept, kill_marked, marked, wait_for_work
 
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.history.store import open_store
 
-MARK = "LLMPERF_TORTURE_ROUND"
 STUB = Path(__file__).resolve().parent.parent / "tests" / "support" / "stub_server.py"
 SESSION_S = 120.0
 MEAN_GAP_S = 1.5
@@ -60,25 +59,15 @@ EARLY_SHARE = 0.15
 """Of rounds whose signals may come before a model is loaded."""
 PYTEST_SHARE = 0.2
 """How often pytest's own process may be drawn."""
-SETTLE_S = 10.0
+SETTLE_S = 30.0
+"""pytest-xdist's own workers end when their test does."""
 LONGEST_STOP_S = 1.5
-READY_S = 20.0
 ROUNDS_A_VERDICT = 8
 ACCEPTED = 9
 """Sessions at the same speed before the first verdict."""
 SMALL_FILES = ("sh", "-c", 'ulimit -f 300; exec "$@"', "sh")
 """No file may be larger than 300 blocks of 512 bytes."""
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP")
-FAULTS = ("orphans", "lost", "doubled", "wrong", "hangs")
-KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
-    ("guard", lambda line: "pytest_llmperf.worker.guard" in line),
-    ("fork server", lambda line: "pytest_llmperf.worker.forkserver" in line),
-    ("worker", lambda line: "pytest_llmperf.worker " in line),
-    ("server", lambda line: "stub_server.py" in line),
-    ("grandchild", lambda line: "signal.pause()" in line),
-    ("xdist worker", lambda line: "exec(eval(sys.stdin.readline()))" in line),
-    ("pytest", lambda line: "-m pytest" in line),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,44 +91,6 @@ SHAPES = (
     ),
 )
 DISTURBANCES = ("", "", "", "", "", "move the store", "delete the store", "small files", "clock")
-
-
-@dataclass
-class Tally:
-    """What was done and what was counted, over all lanes."""
-
-    rounds: int = 0
-    witnessed: int = 0
-    verdicts: int = 0
-    hits: Counter[str] = field(default_factory=Counter)
-    disturbances: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    details: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def n_hits(self) -> int:
-        """Signals that reached a process."""
-        return self.hits.total()
-
-    def add(self, fault: str, detail: str) -> None:
-        """Count a fault."""
-        with self.lock:
-            self.faults[fault] += 1
-            self.details.append(f"{fault}: {detail}")
-
-    def as_dict(self) -> dict[str, object]:
-        """Return all as plain values."""
-        return {
-            "rounds": self.rounds,
-            "signals": self.n_hits,
-            "witnessed runs": self.witnessed,
-            "verdicts": self.verdicts,
-            "hits": dict(sorted(self.hits.items())),
-            "disturbances": dict(sorted(self.disturbances.items())),
-            **{fault: self.faults[fault] for fault in FAULTS},
-            "details": self.details[:50],
-        }
 
 
 class Lane:
@@ -207,16 +158,18 @@ class Lane:
         projects.write_project(project, projects.scripted(tpot=tpot, sleep=0))
         mark = f"verdict-{self._folder.name}"
         arguments = ("test_it.py::test_speed[0]", gate)
-        session = self._start(project, arguments, mark, "")
+        session = self._start(project, arguments, mark, "judged")
         with suppress(subprocess.TimeoutExpired):
             return session.wait(JUDGED_S), self._output(SHAPES[0])
-        _kill_marked(mark)
+        kill_marked(mark)
         return None, self._output(SHAPES[0])
 
     def _start(
         self, project: Path, arguments: tuple[str, ...], mark: str, disturbance: str
     ) -> subprocess.Popen[str]:
         ahead = {"TORTURE_DAYS_AHEAD": "400"} if disturbance == "clock" else {}
+        if disturbance == "judged":  # a suspicion is measured again: several runs of one test
+            ahead["TORTURE_UNSEEN"] = "1"
         limits = SMALL_FILES if disturbance == "small files" else ()
         command = [*limits, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         output = (project / "output.txt").open("w+")
@@ -240,7 +193,7 @@ class Lane:
         if self._draw.random() < EARLY_SHARE:
             time.sleep(self._draw.uniform(0.0, 2.0))
         else:
-            _wait_for_work(session, mark)
+            wait_for_work(session, mark, "server" if shape.name == "server" else "worker")
         time.sleep(self._draw.uniform(0.0, 1.0))
         if disturbance.endswith("the store"):
             self._take_store_away(self._folder / shape.name, disturbance)
@@ -252,7 +205,7 @@ class Lane:
     def _hit(self, mark: str, shape: Shape) -> bool:
         """Signal one process of a kind that is drawn; return whether it was pytest's own."""
         by_kind: dict[str, list[psutil.Process]] = {}
-        for kind, process in _marked(mark):
+        for kind, process in marked(mark):
             by_kind.setdefault(kind, []).append(process)
         if shape.name == "ranks" and "worker" in by_kind:
             by_kind["rank"] = by_kind.pop("worker")
@@ -285,7 +238,7 @@ class Lane:
             session.wait(SESSION_S)
         except subprocess.TimeoutExpired:
             self._tally.add("hangs", f"{shape.name} {mark}")
-            _kill_marked(mark)
+            kill_marked(mark)
             session.kill()
             session.wait()
         return self._output(shape)
@@ -295,12 +248,12 @@ class Lane:
 
     def _count_orphans(self, mark: str, shape: Shape) -> None:
         end_s = time.monotonic() + SETTLE_S
-        while (left := list(_marked(mark))) and time.monotonic() < end_s:
+        while (left := list(marked(mark))) and time.monotonic() < end_s:
             time.sleep(0.05)
         if left:
             kinds = Counter(kind for kind, _ in left)
             self._tally.add("orphans", f"{shape.name} {mark}: {dict(kinds)}")
-            _kill_marked(mark)
+            kill_marked(mark)
 
     def _count_words(self, output: str, shape: Shape) -> None:
         internal = [line for line in output.splitlines() if line.startswith("INTERNALERROR")]
@@ -316,9 +269,9 @@ class Lane:
         witness = project / projects.WITNESS
         lines = witness.read_text().split("\n")[:-1] if witness.exists() else []
         said_to_be_lost = "could be kept neither" in output
-        kept, doubled = _kept(project / ".llmperf")
         ids = [line.partition(" ")[0] for line in lines]
-        lost = [record_id for record_id in ids if record_id not in kept]
+        stored, doubled = kept(project / ".llmperf", set(ids))
+        lost = [record_id for record_id in ids if record_id not in stored]
         if lost and not said_to_be_lost:
             self._tally.add("lost", f"{shape.name}: {len(lost)}: {output[-800:]}")
         if doubled:
@@ -343,67 +296,6 @@ def _like(record: Record, number: int, factor: float) -> Record:
         outcome="PASS",
         metrics=metrics,
     )
-
-
-def _kept(folder: Path) -> tuple[set[str], list[str]]:
-    """Return the ids in every store and spool of a folder, and what a store has twice."""
-    kept: set[str] = set()
-    doubled: list[str] = []
-    for file in folder.glob("*.db*"):
-        if file.name.endswith((".lock", "-wal", "-shm")) or "spool" in file.name:
-            continue
-        with suppress(sqlite3.Error), closing(sqlite3.connect(file, timeout=30)) as connection:
-            rows = connection.execute("select id, session_id, test from llmperf_records").fetchall()
-            kept.update(row[0] for row in rows)
-            doubled += [str(key) for key, n in Counter(row[1:] for row in rows).items() if n > 1]
-            doubled += [key for key, n in Counter(row[0] for row in rows).items() if n > 1]
-    for file in folder.glob("*spool*"):
-        with suppress(OSError):
-            for line in file.read_bytes().splitlines():
-                with suppress(ValueError):
-                    entry = json.loads(line)
-                    kept.add(entry.get("add", {}).get("id", ""))
-    return kept, doubled
-
-
-def _marked(mark: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Give each process of a round that runs, with its kind."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get(MARK) != mark:
-                continue
-            if process.status() != psutil.STATUS_ZOMBIE:
-                yield _kind(process), process
-
-
-def _kind(process: psutil.Process) -> str:
-    line = " ".join(process.cmdline()) + " "
-    kind = next((name for name, is_kind in KINDS if is_kind(line)), "other")
-    if kind == "fork server" and "forkserver" in " ".join(_parent_line(process)):
-        return "worker"
-    return kind
-
-
-def _parent_line(process: psutil.Process) -> list[str]:
-    with suppress(psutil.Error):
-        parent = process.parent()
-        return parent.cmdline() if parent is not None else []
-    return []
-
-
-def _wait_for_work(session: subprocess.Popen[str], mark: str) -> None:
-    """Wait until a model is loaded, or a server is started."""
-    end_s = time.monotonic() + READY_S
-    while session.poll() is None and time.monotonic() < end_s:
-        if any(kind in {"worker", "server"} for kind, _ in _marked(mark)):
-            return
-        time.sleep(0.05)
-
-
-def _kill_marked(mark: str) -> None:
-    for _, process in list(_marked(mark)):
-        with suppress(psutil.Error):
-            process.kill()
 
 
 def torture(

@@ -38,7 +38,7 @@ def note(line):
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    if report.when == "call":
+    if report.when == "call" and "TORTURE_UNSEEN" not in os.environ:
         for record in getattr(report, "llmperf", {}).get("records", ()):
             note(f"{record['id']} {report.outcome}" if isinstance(record, dict)
                  else f"{record.id} {report.outcome}")

@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,9 @@ Entry = Record | Outcome
 
 _APPEND_OR_CREATE = os.O_RDWR | os.O_CREAT | os.O_APPEND
 _BATCH = 64
+_BATCH_BYTES = 2**23
+_LARGEST_LINE_BYTES = 2**26
+"""What is longer is no entry: it is read, and refused, in pieces."""
 _GIVE_WAY_S = 0.02
 """Between two batches, so that other writers of the store have their turn."""
 _ABSENT = msgspec.Raw(b"")
@@ -207,16 +209,25 @@ class Spool:
 
 
 def _batches(path: Path) -> Iterator[tuple[bytes, ...]]:
-    """Read a file some lines at a time; one that is not there has none."""
-    lines = _lines(path)
-    while batch := tuple(islice(lines, _BATCH)):
-        yield batch
+    """Read a file some lines and some bytes at a time; one that is not there has none."""
+    batch: list[bytes] = []
+    n_bytes = 0
+    for line in _lines(path):
+        batch.append(line)
+        n_bytes += len(line)
+        if len(batch) == _BATCH or n_bytes >= _BATCH_BYTES:
+            yield tuple(batch)
+            batch, n_bytes = [], 0
+    if batch:
+        yield tuple(batch)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     if path.is_file():
         with path.open("rb") as file:
-            yield from (line.rstrip(b"\n") for line in file if line.strip())
+            while line := file.readline(_LARGEST_LINE_BYTES):
+                if line.strip():
+                    yield line.rstrip(b"\n")
 
 
 def _count_lines(path: Path) -> int:

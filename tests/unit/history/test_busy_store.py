@@ -206,3 +206,20 @@ class Broken:
     def append(self, entry: Record) -> None:
         """Raise."""
         raise StoreError(f"no space for {entry.id}")
+
+
+def test_a_spool_is_read_in_pieces_of_a_bounded_size(tmp_path, monkeypatch):
+    """A file without an end of line is refused piece by piece; entries around it are sent."""
+    monkeypatch.setattr(spool_module, "_LARGEST_LINE_BYTES", 20_000)
+    monkeypatch.setattr(spool_module, "_BATCH_BYTES", 25_000)
+    spool = Spool(tmp_path / SPOOL)
+    spool.append(record("before"))
+    with spool.path.open("ab") as file:
+        file.write(b"x" * 70_000)
+    spool.append(record("after"))
+    batches = []
+    sent, refused = spool.send(lambda entries: batches.append([entry.id for entry in entries]))
+    assert [entry for batch in batches for entry in batch] == ["before", "after"]
+    assert (sent, len(refused)) == (2, 4)
+    assert spool.refused_path.read_bytes().count(b"x") == 70_000
+    assert not spool.has_entries
