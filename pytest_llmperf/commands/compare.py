@@ -43,7 +43,7 @@ _HEADER = (
 
 @click.command(
     "compare",
-    short_help="Before and after: values, ratios, verdicts.",
+    short_help="Compare stored runs: values, ratios, verdicts.",
     epilog=example("llmperf compare before.jsonl after.jsonl --metric throughput:5%"),
 )
 @click.argument("before", metavar="A")
@@ -70,7 +70,7 @@ def compare_command(
     as_json: bool,
     **served: Any,
 ) -> None:
-    """What was measured before (A) and after (B): values, ratio, interval, verdict.
+    """Compare runs before (A) and after (B): values, ratio, interval, verdict.
 
     A and B each name a JSON-lines file, or in the store a record, a session, a series (by its id,
     of which the first letters suffice) or a git commit. 'base' as A is what --llmperf-against

@@ -12,13 +12,13 @@ from pytest_llmperf.errors import StoreError, UsageError
 
 
 @click.command(
-    "schema", short_help="The JSON Schema of a record.", epilog=example("llmperf schema")
+    "schema", short_help="Print the JSON Schema of a record.", epilog=example("llmperf schema")
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file."
 )
 def schema_command(out: Path | None) -> None:
-    """The JSON Schema of a record, as the store keeps it.
+    """Print the JSON Schema of a record, as the store keeps it.
 
     It is a line of --llmperf-json and of 'llmperf export'. A file that holds another schema of the
     same version is not overwritten where that would break what was written by it.
