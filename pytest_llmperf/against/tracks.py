@@ -11,15 +11,21 @@ from msgspec import structs
 
 from pytest_llmperf.core.change import Change, stored_change
 from pytest_llmperf.core.record import MetricValue, Record
-from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.core.verdicts import processes
 from pytest_llmperf.core.verdicts.judge import Outcome
 from pytest_llmperf.core.verdicts.loads import Load, Loads, described
+from pytest_llmperf.core.verdicts.processes import ALIKE, UNKNOWN, KnownSpread, Processes
+from pytest_llmperf.core.verdicts.reach import MIN_SESSIONS
 from pytest_llmperf.core.verdicts.side_by_side import E_FAIL, E_PASS, Decision, SideBySide
 
 SEEN_AGAIN = E_PASS
 """Evidence that further pairs must give for what was seen before them."""
 
 _NO_REASON = "no reason was given"
+
+_CALIBRATED = "llmperf calibrate"
+_LEAST_FREEDOM = MIN_SESSIONS - 1.0
+"""Degrees of freedom of the shortest calibration."""
 
 
 @dataclass
@@ -188,10 +194,26 @@ class Track:
         return evidence
 
     def _ratio(self) -> list[float]:
-        """New / base of the mean pair, and the ends of its 99 % interval."""
+        """New / base of the mean pair, and the ends of its 99 % interval.
+
+        Pairs of the same two processes bound the ratio of two versions only as far as it is known
+        how much processes differ.
+        """
         bases, news = zip(*self.pairs, strict=True)
-        log_ratio = stats.log_ratio_interval(news, bases, paired=True)
-        return [math.exp(log_ratio.center), math.exp(log_ratio.low), math.exp(log_ratio.high)]
+        side = self._side_processes()
+        ratio = processes.log_ratio_interval(news, bases, (side, side), paired=True)
+        if side.is_unknown:
+            return [math.exp(ratio.center), 0.0, math.inf]
+        return [math.exp(ratio.center), math.exp(ratio.low), math.exp(ratio.high)]
+
+    def _side_processes(self) -> Processes:
+        """Return what is known of the processes of one side; fresh ones are in the pairs."""
+        if self.state.fresh:
+            return ALIKE
+        if self.process_spread is None:
+            return Processes(unknown=UNKNOWN)
+        known = KnownSpread(spread=self.process_spread, freedom=_LEAST_FREEDOM, source=_CALIBRATED)
+        return Processes(known=known)
 
 
 def _outcome(decision: Decision | None) -> Outcome | None:

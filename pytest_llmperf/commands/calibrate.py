@@ -56,7 +56,7 @@ _HEADER = (
     "--pairs",
     type=click.IntRange(min=0),
     default=0,
-    help="Go on, up to twice the sessions, until there are so many pairs.",
+    help="Go on, up to twice the sessions, until there are so many pairs of repetitions.",
 )
 @click.option(
     "--budget",
@@ -86,11 +86,11 @@ def calibrate_command(
 ) -> None:
     """Measure unchanged code in fresh sessions, and say how much they differ.
 
-    For each metric: the spread between sessions, and of it what processes differ by apart from
-    their repetitions; how often the gate would fail one of them by chance at its limit, given
-    sessions such as these; the autocorrelation of pairs of repetitions, and the floor that one
-    unchanged session in a thousand exceeds. The floors go to llmperf-calibration.toml with date,
-    device, sessions and versions, to be reviewed and committed.
+    For each metric: the spread between sessions; what single processes differ by apart from their
+    repetitions; how often the gate would fail one of them by chance at its limit, given sessions
+    such as these; the autocorrelation of pairs of repetitions inside one process, and the floor
+    that one unchanged session in a thousand exceeds. The floors go to llmperf-calibration.toml with
+    date, device, sessions and versions, to be reviewed and committed.
     """
     from pytest_llmperf.commands.calibrating import examine, test_file  # noqa: PLC0415
     from pytest_llmperf.settings.project import find_project  # noqa: PLC0415
@@ -209,7 +209,7 @@ def _remarks(floors: Sequence[Floor], limits: Mapping[str, float]) -> list[str]:
     """What the shares are conditional on, and a line for each limit that sessions exceed."""
     exceeded = [floor for floor in floors if limits[floor.metric] < floor.noise.proposed]
     remarks = [_remark(floor, limits[floor.metric]) for floor in exceeded]
-    return [*_conditions(floors), *remarks]
+    return [*_conditions(floors), *_condition_of_pairs(floors), *remarks]
 
 
 def _conditions(floors: Sequence[Floor]) -> list[str]:
@@ -220,6 +220,17 @@ def _conditions(floors: Sequence[Floor]) -> list[str]:
         "sessions may be unlike each of them (99 %), and more --sessions exclude more"
         for n, share in unseen.items()
     ]
+
+
+def _condition_of_pairs(floors: Sequence[Floor]) -> list[str]:
+    """Say what the autocorrelation is conditional on, where it is known."""
+    if all(floor.noise.autocorrelation is None for floor in floors):
+        return []
+    condition = (
+        "autocorrelation is that of pairs of repetitions inside one process, and conditional on "
+        "it: the pairs of --llmperf-against are two fresh processes each"
+    )
+    return [condition]
 
 
 def _remark(floor: Floor, limit: float) -> str:

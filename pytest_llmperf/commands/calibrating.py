@@ -21,6 +21,7 @@ from msgspec import Struct
 from pytest_llmperf.core.environment import device_names, differences
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.noise import Noise, noise
+from pytest_llmperf.core.verdicts.processes import split
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.gate.calibration import Calibrated
 from pytest_llmperf.settings.limits import COUNTED
@@ -146,7 +147,7 @@ def _tail(finished: subprocess.CompletedProcess[bytes]) -> str:
 
 
 def enough(sessions: Sequence[Session], n_sessions: int, n_pairs: int) -> bool:
-    """Whether each measurement has so many sessions and pairs of repetitions.
+    """Whether each measurement has so many sessions and pairs of repetitions of one process.
 
     Twice the sessions are enough in any case.
     """
@@ -162,7 +163,8 @@ def _fewest_pairs(sessions: Sequence[Session]) -> int:
 
 def _pairs(sessions: Sequence[Session], key: Key) -> int:
     """The pairs of repetitions of one measurement in all sessions."""
-    return sum(len(_repetitions(session.get(key, ()))) // 2 for session in sessions)
+    runs = (session.get(key, ()) for session in sessions)
+    return sum(len(process) // 2 for run in runs for process in _repetitions(run))
 
 
 def examine(sessions: Sequence[Session], limits: Mapping[str, float]) -> list[Floor]:
@@ -204,13 +206,13 @@ def _require_one_environment(runs: Sequence[Sequence[Record]]) -> None:
 
 def _floors(runs: Sequence[Sequence[Record]], limits: Mapping[str, float]) -> Iterator[Floor]:
     """The floor of each limited metric that every session has a value of."""
-    repetitions = list(map(_repetitions, runs))
     for metric in runs[0][0].metrics:
         limit = limits.get(metric.name)
         values = [value for run in runs if (value := _value(run, metric.name)) is not None]
         if limit is None or metric.name in COUNTED or len(values) < len(runs):
             continue
         direction: Any = metric.direction
+        repetitions = [_repetitions(run, metric.name) for run in runs]
         spread = noise(values, repetitions, direction=direction, floor=limit)
         yield Floor(record=runs[-1][-1], metric=metric.name, noise=spread)
 
@@ -225,12 +227,18 @@ def _value(run: Sequence[Record], name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _repetitions(run: Sequence[Record]) -> tuple[float, ...]:
-    """In order of time: rates where there are, else times."""
+def _repetitions(run: Sequence[Record], metric: str = "") -> tuple[Sequence[float], ...]:
+    """Each process's repetitions in order of time: of the metric, else rates, else times.
+
+    A load has more samples of some times than repetitions: those are not told apart by process.
+    """
+    own = metric.partition(".")[0]
     for record in run:
-        for name in ("throughput", "prefill_throughput", "latency", "time"):
-            if record.samples.get(name):
-                return record.samples[name]
+        sizes = record.in_processes.sizes
+        for name in (own, "throughput", "prefill_throughput", "latency", "time"):
+            samples = record.samples.get(name, ())
+            if samples and min(samples) > 0 and sum(sizes) in (0, len(samples)):
+                return tuple(split(samples, sizes)) if sizes else (samples,)
     return ()
 
 

@@ -112,11 +112,9 @@ class _Search(NamedTuple):
     ) -> list[str]:
         """When each accepted level began: not those that were accepted for another model."""
         # SQLAlchemy, only where something is gated.
-        from pytest_llmperf.history.accept import levels  # noqa: PLC0415
+        from pytest_llmperf.history.changes import starts_of  # noqa: PLC0415
 
-        others = {point.record_id for point in points} - {point.record_id for point in alike}
-        accepted = [one for one in self.reviewed.accepted if one.record not in others]
-        return levels(accepted, *keys)
+        return starts_of(self.reviewed.accepted, keys, points, alike)
 
     def _why_none(
         self,

@@ -36,12 +36,12 @@ class Calibrated(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `test` empty: any test of this measurement.
 
-    `spread` is the standard deviation of the sessions' logs; of it, `between` is what processes
+    `spread` is the standard deviation of the sessions' logs; `between` is what single processes
     differ by, without what their repetitions alone would give, and `within` is that of repetitions
     inside one process (None: not known). `false_alarms` is the share of unchanged sessions that
     would fail at `floor`, `at_most` its upper end, given sessions such as these. `unseen` is the
     share of sessions that may be unlike all of these. `autocorrelation` is that of pairs of
-    repetitions (None: too few pairs). Ends are those of 99 %.
+    repetitions of one process (None: too few pairs). Ends are those of 99 %.
     """
 
     metric: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from operator import truediv
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -12,9 +13,12 @@ from msgspec.structs import replace
 from pytest_llmperf.core.change import Change, ratio_fields, run_fields, stored_changes
 from pytest_llmperf.core.environment import differences
 from pytest_llmperf.core.record import MetricValue, Record, speed_metric
+from pytest_llmperf.core.recorded_ratio import paired_processes, recorded_ratio
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.against_history import AcceptedValues
+from pytest_llmperf.core.verdicts.case import interleaved_text
 from pytest_llmperf.core.verdicts.judge import Outcome
+from pytest_llmperf.core.verdicts.processes import NEAR, UNKNOWN
 from pytest_llmperf.core.verdicts.side_by_side import MARGIN
 from pytest_llmperf.gate.since import CONFIDENCE, change_since, judge
 from pytest_llmperf.settings.limits import COUNTED, DEFAULT_LIMITS
@@ -184,8 +188,22 @@ def _paired(sides: _Sides) -> Change | None:
     before, after = (record.samples.get(sides.metric, ()) for record in sides.newest)
     if not before or len(before) != len(after) or min(*before, *after) <= 0:
         return None
-    log_ratio = stats.log_ratio_interval(after, before, paired=True, confidence=CONFIDENCE)
-    return _by_interval(sides, log_ratio, how=f"{len(after)} pairs, interleaved")
+    old, new = sides.newest
+    log_ratio = recorded_ratio(new, old, sides.metric, paired=True)
+    processes = paired_processes(new, old, sides.metric)
+    ratios = tuple(map(truediv, after, before))
+    change = _by_interval(sides, log_ratio, how=interleaved_text(len(ratios), ratios, processes))
+    return _of_unknown_spread(change) if processes.is_unknown else change
+
+
+def _of_unknown_spread(change: Change) -> Change:
+    """Leave open what lies near the limit, where nobody knows how much processes differ."""
+    assert change.ratio is not None  # noqa: S101 - `_by_interval` gave it
+    sign = -1 if change.direction == "higher" else 1
+    distance = sign * math.log(change.ratio) - _log_limit(change.limit, change.direction)
+    if abs(distance) > math.log1p(NEAR):
+        return change
+    return replace(change, outcome=Outcome.UNDECIDED.value, reason=UNKNOWN)
 
 
 def _unpaired(sides: _Sides) -> Change:

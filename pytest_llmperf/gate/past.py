@@ -27,6 +27,7 @@ from pytest_llmperf.core.verdicts.reach import (
     MIN_SESSIONS,
 )
 from pytest_llmperf.gate.lineage import Lineage
+from pytest_llmperf.history.models import are_several
 from pytest_llmperf.history.results import Point
 from pytest_llmperf.history.sessions import session_values
 from pytest_llmperf.settings.limits import DEFAULT_LIMITS
@@ -156,10 +157,7 @@ def of_one_model(points: Sequence[Point], all_points: Sequence[Point], model: st
     Models of equal weights share a series. Where one session measured several of them they are told
     apart by their names; else a name does not matter, as where a folder was renamed.
     """
-    models: dict[str, set[str]] = {}
-    for point in all_points:
-        models.setdefault(point.session_id, set()).add(point.model)
-    if all(len(names) == 1 for names in models.values()):
+    if not are_several(all_points):
         return list(points)
     return [point for point in points if point.model == model]
 

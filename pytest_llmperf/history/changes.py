@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pytest_llmperf.core.verdicts.change_points import ChangePoint, Drift, change_points, drift
 from pytest_llmperf.history.accept import Acceptance, levels
+from pytest_llmperf.history.models import by_model
 from pytest_llmperf.history.results import MEASURED, Point
 from pytest_llmperf.history.sessions import SessionValue, session_values
 
@@ -31,10 +33,12 @@ class LevelChange(Struct, frozen=True, kw_only=True):
 class SeriesChanges(Struct, frozen=True, kw_only=True):
     """What happened to one metric of a series in one environment.
 
-    `drift` is against the first, or the last accepted, level.
+    `drift` is against the first, or the last accepted, level. `model` is empty unless one session
+    measured several models of equal weights in this series: each has changes of its own.
     """
 
     environment_key: str
+    model: str = ""
     unit: str
     n_sessions: int
     changes: tuple[LevelChange, ...]
@@ -54,16 +58,33 @@ def series_changes(
     accepted: tuple[Acceptance, ...],
     earlier: Sequence[str] = (),
 ) -> list[SeriesChanges]:
-    """Return the changes of a metric, by environment.
+    """Return the changes of a metric, by environment and by model where it holds several.
 
     `earlier` are the keys that the series had before its test was renamed.
 
     Raises UsageError for values that are not positive and finite.
     """
     keys = (series, *earlier)
-    sessions = sessions_of(point for key in keys for point in store.points(key, metric))
-    starts = levels(accepted, *keys)
-    return [changes_of(key, values, starts) for key, values in sessions.items()]
+    points = [point for key in keys for point in store.points(key, metric)]
+    return [
+        replace(changes_of(key, values, starts_of(accepted, keys, points, own)), model=model)
+        for model, own in by_model(points).items()
+        for key, values in sessions_of(own).items()
+    ]
+
+
+def starts_of(
+    accepted: Iterable[Acceptance],
+    keys: Sequence[str],
+    points: Iterable[Point],
+    own: Iterable[Point],
+) -> list[str]:
+    """Return when accepted levels of these points of a series began.
+
+    Those that were accepted for another model of the series are left out.
+    """
+    others = {point.record_id for point in points} - {point.record_id for point in own}
+    return levels([one for one in accepted if one.record not in others], *keys)
 
 
 def sessions_of(points: Iterable[Point]) -> dict[str, list[SessionValue]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.core.verdicts.estimate import Estimate, interval_text
 from pytest_llmperf.core.verdicts.give_up import out_of_reach
-from pytest_llmperf.core.verdicts.processes import NEAR, UNKNOWN, apart
+from pytest_llmperf.core.verdicts.processes import NEAR, UNKNOWN, Processes, apart
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -253,18 +253,22 @@ def count_text(measured: Estimate) -> str:
         return f"{measured.n} {measured.counted}s"
     if measured.against and measured.pair is not None:
         return pairs_text(measured)
-    return f"{measured.n} samples{_processes_text(measured)}"
+    return f"{measured.n} samples{_processes_text(measured.samples, measured.processes)}"
 
 
 def pairs_text(ratio: Estimate) -> str:
     """Say what a ratio of pairs rests on: '26 pairs, interleaved'."""
-    return f"{ratio.n} pairs, interleaved{_processes_text(ratio)}"
+    return interleaved_text(ratio.n, ratio.samples, ratio.processes)
 
 
-def _processes_text(measured: Estimate) -> str:
+def interleaved_text(n: int, ratios: Sequence[float], processes: Processes) -> str:
+    """Say what the ratios of pairs rest on: '26 pairs, interleaved, 3 processes, 0.8 % apart'."""
+    return f"{n} pairs, interleaved{_processes_text(ratios, processes)}"
+
+
+def _processes_text(samples: Sequence[float], processes: Processes) -> str:
     """', 3 processes, 0.8 % apart', or by what one process is known to differ from others."""
-    processes = measured.processes
-    share = apart(measured.samples, processes.sizes) if measured.samples else None
+    share = apart(samples, processes.sizes) if samples else None
     if share is not None:
         return f", {processes.count} processes, {format_percent(share, 2)} apart"
     if processes.known is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from statistics import fmean
+from itertools import chain
+from statistics import fmean, median, variance
 
 from msgspec import Struct
 
@@ -46,14 +47,15 @@ _OF_MEDIAN = math.pi / 2
 class Noise(Struct, frozen=True, kw_only=True):
     """What unchanged sessions of one metric showed.
 
-    `spread` is the standard deviation of their logs. Of it, `between` is what processes differ by,
-    and `within` is the standard deviation of the logs of repetitions inside one; None where there
-    are too few repetitions. `false_alarms` is the share of sessions, drawn from these, that rule A
-    fails at `floor`; `at_most` is its upper end at 99 %, over other sets of sessions that could be
-    drawn from these. Both know of nothing that none of these sessions showed: `unseen` is the share
-    of such sessions that so many cannot exclude at 99 %. `proposed` is the floor that one unchanged
-    session in a thousand exceeds. `autocorrelation` is that of `pairs` of repetitions; None for too
-    few.
+    `spread` is the standard deviation of their logs. `between` is what two processes of two
+    sessions differ by without their repetitions: more than `spread` where the value of a session is
+    that of several processes. `within` is the standard deviation of the logs of repetitions inside
+    one; None where there are too few repetitions. `false_alarms` is the share of sessions, drawn
+    from these, that rule A fails at `floor`; `at_most` is its upper end at 99 %, over other sets of
+    sessions that could be drawn from these. Both know of nothing that none of these sessions
+    showed: `unseen` is the share of such sessions that so many cannot exclude at 99 %. `proposed`
+    is the floor that one unchanged session in a thousand exceeds. `autocorrelation` is that of `pairs` of neighbouring repetitions
+    of one process each, and is conditional on it; None for too few.
     """
 
     sessions: int
@@ -71,16 +73,20 @@ class Noise(Struct, frozen=True, kw_only=True):
     autocorrelation: float | None
 
 
+Repetitions = Sequence[Sequence[float]]
+"""The repetitions of each process of a session, in order of time."""
+
+
 def noise(
     values: Sequence[float],
-    repetitions: Sequence[Sequence[float]],
+    repetitions: Sequence[Repetitions],
     *,
     direction: Direction,
     floor: float,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Noise:
-    """Describe unchanged sessions by one value each, and by their repetitions in order of time.
+    """Describe unchanged sessions by one value each, and by the repetitions of their processes.
 
     Raises:
         UsageError: fewer than 8 sessions, or a value that is not positive and finite.
@@ -96,7 +102,7 @@ def noise(
 
 def _noise(
     values: Sequence[float],
-    repetitions: Sequence[Sequence[float]],
+    repetitions: Sequence[Repetitions],
     direction: Direction,
     floor: float,
     draws: int,
@@ -105,14 +111,15 @@ def _noise(
     spread = _spread(values)
     # Both draw for a simulation, not for secrets.
     failed = _false_alarms(values, direction, floor, draws, random.Random(seed))  # noqa: S311
-    pairs = _pair_ratios(repetitions, random.Random(seed))  # noqa: S311
+    processes = list(chain.from_iterable(repetitions))
+    pairs = _pair_ratios(processes, random.Random(seed))  # noqa: S311
     return Noise(
         sessions=len(values),
         low=min(values),
         high=max(values),
         spread=spread,
         between=_between(spread, repetitions),
-        within=_within(repetitions),
+        within=_within(processes),
         floor=floor,
         false_alarms=failed / draws,
         at_most=max(_at_most(failed, draws), _over_sessions(values, direction, floor, draws, seed)),
@@ -167,23 +174,43 @@ def _over_sessions(
     return stats.quantile(shares, 1 - _CHANCE)
 
 
-def _within(repetitions: Sequence[Sequence[float]]) -> float | None:
-    """Return the spread of repetitions about the level of their own session."""
-    variances = [_variance_of_logs(values) for values in repetitions if len(values) >= _MIN_RATIOS]
+def _within(processes: Repetitions) -> float | None:
+    """Return the spread of repetitions about the level of their own process."""
+    variances = [_variance_of_logs(values) for values in processes if len(values) >= _MIN_RATIOS]
     return math.sqrt(fmean(variances)) if variances else None
 
 
-def _between(spread: float, repetitions: Sequence[Sequence[float]]) -> float | None:
-    """Return what is left of the sessions' spread without that of their repetitions.
+def _between(spread: float, repetitions: Sequence[Repetitions]) -> float | None:
+    """Return what is left of the spread of single processes without that of their repetitions.
 
-    A session's value is the median of its repetitions, of which neighbours may be alike.
+    A process's value is the median of its repetitions, of which neighbours may be alike.
     """
     errors = [
         _OF_MEDIAN * _variance_of_logs(values) / stats.effective_n(values)
-        for values in repetitions
+        for values in chain.from_iterable(repetitions)
         if len(values) >= _MIN_RATIOS
     ]
-    return math.sqrt(max(0.0, spread**2 - fmean(errors))) if errors else None
+    if not errors:
+        return None
+    of_process = spread**2 + _averaged_out(repetitions)
+    return math.sqrt(max(0.0, of_process - fmean(errors)))
+
+
+def _averaged_out(repetitions: Sequence[Repetitions]) -> float:
+    """Return the variance that single processes have and the mean of a session's has not.
+
+    It is 0 where each session is one process.
+    """
+    several = [
+        [math.log(median(values)) for values in session if values]
+        for session in repetitions
+        if len(session) > 1
+    ]
+    if not several:
+        return 0.0
+    squares = math.fsum(variance(levels) * (len(levels) - 1) for levels in several)
+    of_processes = squares / sum(len(levels) - 1 for levels in several)
+    return of_processes * fmean(1 - 1 / len(levels) for levels in several)
 
 
 def _variance_of_logs(values: Sequence[float]) -> float:
@@ -211,14 +238,15 @@ def _proposed(spread: float, n: int, direction: Direction) -> float:
     return round(steps * _STEP, 6)
 
 
-def _pair_ratios(repetitions: Sequence[Sequence[float]], draw: random.Random) -> list[list[float]]:
-    """Return the log ratios of neighbouring repetitions of each session, as A/A pairs.
+def _pair_ratios(processes: Repetitions, draw: random.Random) -> list[list[float]]:
+    """Return the log ratios of neighbouring repetitions of each process, as A/A pairs.
 
-    Which of the two is A is drawn as rule B draws it.
+    Which of the two is A is drawn as rule B draws it. None straddles two processes: it would be the
+    one pair of its run that shows how far they are apart.
     """
     return [
         [math.log(b / a) * draw.choice((-1, 1)) for a, b in _neighbours(values)]
-        for values in repetitions
+        for values in processes
     ]
 
 
@@ -228,10 +256,10 @@ def _neighbours(values: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _autocorrelation(pairs: Sequence[Sequence[float]]) -> float | None:
-    """Return the lag-1 autocorrelation of the sessions' pairs; None for too few.
+    """Return the lag-1 autocorrelation of the processes' pairs; None for too few.
 
-    It is each session's, with its bias of 1/n in short series (Kendall 1954), weighted by its
-    pairs. A session of fewer than three pairs, or of ratios that are equal but for rounding, has
+    It is each process's, with its bias of 1/n in short series (Kendall 1954), weighted by its
+    pairs. A process of fewer than three pairs, or of ratios that are equal but for rounding, has
     none.
     """
     usable = [

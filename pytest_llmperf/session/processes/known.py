@@ -16,6 +16,7 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts.processes import KnownSpread, split
 from pytest_llmperf.errors import StoreError
 from pytest_llmperf.gate.calibration import Calibrated, read_calibrations
+from pytest_llmperf.history.models import of_model
 from pytest_llmperf.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def _between_runs(levels: Sequence[Sequence[float]]) -> KnownSpread | None:
 
 
 def _stored(store: Store | None, record: Record) -> Known:
-    return of_series(list(_runs(store, record, SERIES_RUNS, of_series=True)))
+    runs = list(_runs(store, record, SERIES_RUNS, of_series=True))
+    return of_series(of_model(runs, record.model))
 
 
 def _of_machine(store: Store | None, record: Record) -> Known:
@@ -146,7 +148,7 @@ def _calibrated(floors: Iterable[Calibrated], record: Record) -> Known:
     """Return the spreads that `llmperf calibrate` measured of this, by metric."""
     return {
         floor.metric.partition(".")[0]: KnownSpread(
-            spread=floor.spread,
+            spread=floor.apart,
             freedom=floor.sessions - 1,
             source=f"llmperf calibrate, {floor.sessions} sessions",
         )

@@ -6,6 +6,7 @@ import math
 import random
 import tomllib
 from datetime import date
+from itertools import chain
 from statistics import median
 
 import pytest
@@ -17,7 +18,7 @@ from support.history_records import metric, record
 
 from pytest_llmperf.commands import calibrating, cli
 from pytest_llmperf.commands.calibrating import examine, run_session
-from pytest_llmperf.core.record import Environment
+from pytest_llmperf.core.record import Environment, ProcessFacts
 from pytest_llmperf.core.verdicts.noise import _at_most, noise
 from pytest_llmperf.errors import InvalidRun, UsageError
 from pytest_llmperf.gate.calibration import Calibrated, read_calibrations, write_calibrations
@@ -88,22 +89,25 @@ def test_the_autocorrelation_of_pairs():
     A slow wave over all pairs of a session shows, whatever the order inside a pair.
     """
     draw = random.Random(3)
-    independent = [[math.exp(draw.gauss(0, 0.02)) for _ in range(200)] for _ in range(5)]
+    independent = [[[math.exp(draw.gauss(0, 0.02)) for _ in range(200)]] for _ in range(5)]
     found = noise(sessions(8, 0.01), independent, direction="lower", floor=0.03, draws=10)
     assert found.pairs == 500
     assert abs(found.autocorrelation) < 0.15
-    too_few = noise(sessions(8, 0.01), [[1.0, 1.1]] * 3, direction="lower", floor=0.03, draws=10)
+    too_few = noise(sessions(8, 0.01), [[[1.0, 1.1]]] * 3, direction="lower", floor=0.03, draws=10)
     assert (too_few.pairs, too_few.autocorrelation) == (3, None)
 
 
-def with_repetitions(n, between, within, seed=0):
-    """Sessions of twenty repetitions each: their medians, and the repetitions."""
+def with_repetitions(n, between, within, seed=0, processes=1):
+    """Sessions of twenty repetitions a process: their medians, and the repetitions."""
     draw = random.Random(seed)
     repetitions = [
-        [100 * math.exp(level + within * draw.gauss(0, 1)) for _ in range(20)]
-        for level in [between * draw.gauss(0, 1) for _ in range(n)]
+        [
+            [100 * math.exp(level + within * draw.gauss(0, 1)) for _ in range(20)]
+            for level in [between * draw.gauss(0, 1) for _ in range(processes)]
+        ]
+        for _ in range(n)
     ]
-    return [median(values) for values in repetitions], repetitions
+    return [median(chain.from_iterable(values)) for values in repetitions], repetitions
 
 
 def test_what_processes_differ_by_is_told_apart_from_their_repetitions():
@@ -117,6 +121,64 @@ def test_what_processes_differ_by_is_told_apart_from_their_repetitions():
     assert found.between < 0.5 * found.spread
     alone = noise(values, [], direction="lower", floor=0.03, draws=1)
     assert (alone.between, alone.within) == (None, None)
+
+
+def test_sessions_of_several_processes_tell_what_single_ones_differ_by():
+    """The median of three is nearer to the truth than one of them: the spread hides the rest.
+
+    Taken for those of one process, repetitions would seem to differ as processes do.
+    """
+    values, repetitions = with_repetitions(400, 0.02, 0.004, processes=3)
+    measured = noise(values, repetitions, direction="lower", floor=0.03, draws=1)
+    assert measured.spread < 0.016
+    assert measured.between == pytest.approx(0.02, rel=0.1)
+    assert measured.within == pytest.approx(0.004, rel=0.1)
+    straddling = [[list(chain.from_iterable(session))] for session in repetitions]
+    blind = noise(values, straddling, direction="lower", floor=0.03, draws=1)
+    assert blind.between < 0.016
+    assert blind.within > 0.012
+
+
+def test_no_pair_straddles_two_processes():
+    """Nine repetitions in processes of 5 and 4 are two pairs each: the fifth is alone.
+
+    One straddling pair would be ten times as far apart as the others.
+    """
+    a, b = [1.0, 1.01, 1.0, 1.01, 1.0], [1.5, 1.51, 1.5, 1.51]
+    run = record(
+        "a", samples={"throughput": (*a, *b)}, processes=ProcessFacts(count=2, sizes=(5, 4))
+    )
+    (first, second) = calibrating._repetitions([run], "throughput")
+    assert (list(first), list(second)) == (a, b)
+    told = noise([1.0] * 8, [(first, second)] * 8, direction="lower", floor=0.03, draws=1)
+    assert told.pairs == 32
+    assert calibrating._pairs([{("k",): [run]}] * 8, ("k",)) == 32
+    older = replace(run, processes=None)
+    assert list(map(list, calibrating._repetitions([older]))) == [[*a, *b]]
+
+
+def test_a_metric_is_examined_by_its_own_repetitions():
+    """Times vary by 3 %, rates by 1 %: each metric has its own spread within processes."""
+    draw = random.Random(2)
+
+    def noisy(spread):
+        return tuple(100 * math.exp(spread * draw.gauss(0, 1)) for _ in range(30))
+
+    runs = [
+        {
+            ("k",): [
+                record(
+                    f"r{at}",
+                    metrics=(metric(), metric("ttft.p50", 0.1, "s")),
+                    samples={"throughput": noisy(0.01), "ttft": noisy(0.03)},
+                )
+            ]
+        }
+        for at in range(8)
+    ]
+    rate, time = examine(runs, {"throughput": 0.03, "ttft.p50": 0.03})
+    assert rate.noise.within == pytest.approx(0.01, rel=0.2)
+    assert time.noise.within == pytest.approx(0.03, rel=0.2)
 
 
 def test_the_share_of_false_alarms_knows_that_other_sessions_could_have_been_measured():
@@ -245,6 +307,7 @@ def test_floors_are_measured_reported_and_written_with_their_provenance(project,
     assert len(measured) == 12
     assert measured[0] == ["tests/test_it.py", "-k", "speed"]
     assert "of 60 pairs" in done.stdout
+    assert "pairs of repetitions inside one process, and conditional on it" in done.stdout
     assert (
         "throughput of bf16: the limit of 1.0 % is below what sessions differ by without a change"
         in done.stdout

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from support.history_records import metric, record
 
 from pytest_llmperf.core.environment import environment_key
-from pytest_llmperf.core.record import Environment
+from pytest_llmperf.core.record import Environment, ProcessFacts
+from pytest_llmperf.core.verdicts.processes import UNKNOWN
 from pytest_llmperf.gate.contrast import contrast, side_by_side
 
 
@@ -84,6 +85,55 @@ def test_runs_measured_in_turn_are_compared_by_their_pairs():
     assert (row.outcome, row.how, row.strategy) == ("FAIL", "6 pairs, interleaved", "bf16 -> x")
     assert row.ratio == pytest.approx(0.9)
     assert only(contrast([a], [replace(b, paired_with="q")], {})).outcome == "UNDECIDED"
+
+
+def in_turn(ratio, sizes, **facts):
+    """Two records of a comparison, 0.1 % of noise, whose processes are a few per cent apart."""
+    draw = random.Random(1)
+    n = sum(sizes) or 12
+    apart = [math.exp(0.03 * at) for at, size in enumerate(sizes) for _ in range(size)] or [1.0] * n
+    noise = [math.exp(0.001 * draw.gauss(0, 1)) for _ in range(2 * n)]
+    sides = (noise[:n], [ratio * x * y for x, y in zip(apart, noise[n:], strict=True)])
+    processes = ProcessFacts(count=max(1, len(sizes)), sizes=tuple(sizes), **facts)
+    return [
+        record(
+            name,
+            paired_with="p",
+            samples={"throughput": tuple(100 * x for x in side)},
+            processes=processes,
+        )
+        for name, side in zip("ab", sides, strict=True)
+    ]
+
+
+def test_the_interval_of_runs_in_turn_contains_what_their_processes_differ_by():
+    """Two processes, 3 % apart: 12 repetitions are two observations.
+
+    Taken for those of one process, the same pairs would FAIL.
+    """
+    a, b = in_turn(0.9, (6, 6))
+    row = only(contrast([a], [b], {}))
+    assert row.outcome == "UNDECIDED"
+    assert row.how.startswith("12 pairs, interleaved, 2 processes, 3.")
+    assert row.low < 0.8
+    assert row.high > 1.1
+    blind = [replace(side, processes=ProcessFacts()) for side in (a, b)]
+    row = only(contrast(blind[:1], blind[1:], {}))
+    assert (row.outcome, row.high < 0.99) == ("FAIL", True)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "outcome"), [(0.8, "FAIL"), (0.95, "UNDECIDED"), (1.0, "UNDECIDED"), (1.2, "PASS")]
+)
+def test_one_process_of_unknown_spread_decides_nothing_near_the_limit(ratio, outcome):
+    """3 % here; where the spread is known, or processes do not differ, the same pairs decide."""
+    a, b = in_turn(ratio, (), note="the test wants one")
+    row = only(contrast([a], [b], {}))
+    assert (row.outcome, row.reason) == (outcome, UNKNOWN if outcome == "UNDECIDED" else "")
+    told = ProcessFacts(known=0.002, known_freedom=7, known_from="4 stored sessions")
+    for facts in (told, ProcessFacts()):
+        a, b = (replace(side, processes=facts) for side in (a, b))
+        assert only(contrast([a], [b], {})).outcome in {"PASS", "FAIL"}
 
 
 def test_another_environment_and_another_workload_are_named():

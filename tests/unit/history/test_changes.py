@@ -13,7 +13,7 @@ from support.history_records import metric, record
 
 from pytest_llmperf.commands import cli
 from pytest_llmperf.history import accept
-from pytest_llmperf.history.changes import series_changes
+from pytest_llmperf.history.changes import changes_of, series_changes, sessions_of
 from pytest_llmperf.history.identity import series_key
 from pytest_llmperf.history.sessions import session_values
 from pytest_llmperf.history.store import open_store
@@ -102,6 +102,54 @@ def test_environments_are_histories_of_their_own(project):
     fill(project, [100.0] * 20)
     fill(project, [70.0] * 20, environment_key="slow")
     assert [each.changes for each in found(project)] == [(), ()]
+
+
+def test_two_models_of_equal_weights_in_one_test_are_two_histories(project):
+    """The second was measured in the first twenty sessions alone: no level changed.
+
+    In one series the median of both would have risen from 80 to 100.
+    """
+    fill(project, [100.0] * 40, model="a")
+    fill(project, [60.0] * 20, model="b")
+    told = [(one.model, one.n_sessions, one.changes) for one in found(project)]
+    assert sorted(told) == [("a", 40, ()), ("b", 20, ())]
+    shown = CliRunner().invoke(cli.main, ["history", "--fail-on-change"])
+    assert (shown.exit_code, "no change of level" in shown.stdout) == (0, True)
+    with open_store("sqlite:///.llmperf/history.db", folder=project) as store:
+        points = [structs.replace(point, model="") for point in store.points(KEY, "throughput")]
+    mixed = changes_of("e", sessions_of(points)["e"], ())
+    assert mixed.unaccepted
+
+
+def test_a_change_of_one_of_two_models_names_it(project):
+    """A level that was accepted for the other one accepts nothing of this one."""
+    fill(project, [100.0] * 30 + [90.0] * 10, model="a")
+    fill(project, [60.0] * 40, model="b")
+    with open_store("sqlite:///.llmperf/history.db", folder=project) as store:
+        points = store.points(KEY, "throughput")
+    at_35 = [point for point in points if point.session_id == "s35"]
+    of = {point.model: point.record_id for point in at_35}
+    for model, is_open in (("b", True), ("a", False)):
+        accepted = structs.replace(acceptance(35), record=of[model])
+        rows = {one.model: one for one in found(project, (accepted,))}
+        assert (rows["a"].unaccepted, rows["b"].unaccepted) == (is_open, False)
+    shown = CliRunner().invoke(cli.main, ["history", "--changes"]).stdout
+    assert "test_pays[bf16] bf16 a: throughput" in shown
+    rows = [line.split() for line in shown.splitlines() if " bf16  " in line]
+    assert {("a", "80"), ("b", "80")} == {(row[5], row[7]) for row in rows}
+
+
+def test_a_model_that_was_renamed_goes_on(project):
+    """No session measured two: the step between both names is found."""
+    fill(project, [100.0] * 20, model="./v1")
+    with open_store("sqlite:///.llmperf/history.db", folder=project) as store:
+        for at in range(20, 40):
+            created = (START + timedelta(days=at)).isoformat()
+            value = (metric(value=90.0 + at / 100),)
+            changes = {"session_id": f"s{at}", "created": created, "metrics": value}
+            store.add(record(f"n{at}", outcome="RECORDED", model="./v2", **changes))
+    (series,) = found(project)
+    assert (series.model, series.n_sessions, len(series.changes)) == ("", 40, 1)
 
 
 def test_runs_that_were_not_valid_are_left_out(project):
