@@ -190,7 +190,7 @@ def _before(store: Store, record: Record) -> list[Record]:
 def _require_length_of_id(selector: str) -> None:
     if len(selector) < _MIN_PREFIX:
         raise UsageError(
-            f"{selector!r} is no file, and too short for an id: "
+            f"{selector!r} is not a file, and too short for an id: "
             f"at least {_MIN_PREFIX} letters are needed."
         )
 
@@ -208,8 +208,8 @@ def _find(store: Store, selector: str) -> list[Record]:
 
 def _refuse_unknown(selector: str, store_name: str) -> NoReturn:
     raise UsageError(
-        f"{selector!r} is no file, and in {store_name} no record, session, series or commit "
-        "begins with it. 'llmperf history' shows their ids."
+        f"{selector!r} is not a file, and {store_name} has no record, session, series or commit "
+        "that begins with it. 'llmperf history' shows their ids."
     )
 
 

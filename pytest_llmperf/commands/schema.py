@@ -53,7 +53,7 @@ def _require_same_version(out: Path, schema: dict[str, Any]) -> None:
         changed = broken(old, schema)
     except (DecodeError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{out} is no schema of a record. Give another --out, or remove it first."
+            f"{out} is not a schema of a record. Give another --out, or remove it first."
         ) from error
     if old.get("$id") == schema["$id"] and changed:
         raise UsageError(
