@@ -42,7 +42,7 @@ def _without_home() -> Path:
         folder.mkdir(mode=0o700)
     if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
         raise UsageError(
-            f"this user has no home, and {str(folder)!r} is no folder of its own: "
+            f"this user has no home, and {str(folder)!r} is not a folder of its own: "
             "set LLMPERF_CACHE to a folder that it can write."
         )
     return folder

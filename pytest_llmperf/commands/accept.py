@@ -1,4 +1,4 @@
-"""`llmperf accept`: a change was meant."""
+"""`llmperf accept`: accepts an intended change."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 @click.command(
     "accept",
-    short_help="Say that a change of level, a rename or a removal was meant.",
+    short_help="Accept an intended change of level, a rename or a removal.",
     epilog=example("llmperf accept test_speed --reason 'a larger model'"),
 )
 @click.argument("series", required=False)
-@click.option("--reason", required=True, help="Why the change was meant.")
+@click.option("--reason", required=True, help="Why the change was made.")
 @click.option(
     "--record",
     "record_id",
@@ -72,11 +72,12 @@ def accept_command(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """A change was meant: later sessions are held against the new level of a series.
+    """Accept an intended change: later sessions are compared with the new level of a series.
 
-    A renamed test is held against its history under the new name. SERIES is a series key (a failed
-    gate names it), or a part of a test's node id. One line is added to llmperf-accepted.jsonl in
-    the project, to be reviewed and committed. The spread of the sessions before is kept.
+    A renamed test is compared with its history under the old name. SERIES is a series key (a failed
+    gate names it), or a part of a test's node id. The command adds one line to
+    llmperf-accepted.jsonl in the project; review and commit it. How much earlier sessions spread is
+    kept.
 
     --include puts back a session that the gate holds back or leaves out, such as an outlier.
     """

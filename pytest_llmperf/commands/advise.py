@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "advise",
-    short_help="Which stored strategy is fastest within some limits.",
+    short_help="Recommend the fastest stored strategy within some limits.",
     epilog=example("llmperf advise --memory 8GB"),
 )
 @click.option("--memory", metavar="SIZE", help="At most so much memory, such as 8GB.")
@@ -67,10 +67,10 @@ def advise_command(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Which strategy to take: the fastest within the limits, and the front of the others.
+    """Recommend a strategy: the fastest within the limits, and the front of the others.
 
-    The front is that of speed, memory and quality. All is from stored runs: what was not measured
-    is named and not compared. Exit code 1 if no strategy meets the limits.
+    The front is that of speed, memory and quality. Everything comes from stored runs: what was not
+    measured is named and not compared. Exit code 1 if no strategy meets the limits.
     """
     from pytest_llmperf.core.advice import advise  # noqa: PLC0415
     from pytest_llmperf.history.advice import Selection, find  # noqa: PLC0415

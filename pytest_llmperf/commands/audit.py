@@ -17,7 +17,7 @@ _HEADER = ("lane", "GPUs", "tests that run")
 
 @click.command(
     "audit",
-    short_help="Tests that no configured lane ever runs.",
+    short_help="List the tests that no configured lane ever runs.",
     epilog=example("llmperf audit --json"),
 )
 @json_option

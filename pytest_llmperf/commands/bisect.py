@@ -19,7 +19,7 @@ EXIT_NOT_WORSE = 4
 
 @click.command(
     "bisect",
-    short_help="The first commit that made a metric worse.",
+    short_help="Find the first commit that made a metric worse.",
     epilog=example("llmperf bisect throughput v1.0 HEAD -- tests/test_speed.py"),
 )
 @click.argument("metric")

@@ -344,6 +344,6 @@ def _commit(top: Path, name: str) -> str:
     commit = commit_of(top, name)
     if commit is None:
         raise UsageError(
-            f"{name!r} is no commit of {top}. Name two that git knows: a tag, a branch, a hash."
+            f"{name!r} is not a commit of {top}. Name two that git knows: a tag, a branch, a hash."
         )
     return commit

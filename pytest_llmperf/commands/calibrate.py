@@ -33,7 +33,7 @@ _HEADER = (
 
 @click.command(
     "calibrate",
-    short_help="The noise of unchanged code, and the limit it allows.",
+    short_help="Measure the noise of unchanged code, and the limit it allows.",
     context_settings={"ignore_unknown_options": True},
     epilog=example("llmperf calibrate --sessions 12 -- tests/test_speed.py"),
 )

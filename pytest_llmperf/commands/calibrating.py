@@ -262,14 +262,14 @@ def _is_valid(record: Record) -> bool:
 
 def _require_workload(text: str) -> None:
     if not _is_workload(_expression(text)):
-        raise UsageError(f"--workload {text!r} is no workload. {_HOW}")
+        raise UsageError(f"--workload {text!r} is not a workload. {_HOW}")
 
 
 def _expression(text: str) -> ast.expr:
     try:
         return ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise UsageError(f"--workload {text!r} is no workload: {error.msg}. {_HOW}") from error
+        raise UsageError(f"--workload {text!r} is not a workload: {error.msg}. {_HOW}") from error
 
 
 def _is_workload(call: ast.expr) -> bool:

@@ -45,7 +45,7 @@ _HEADER = (
 
 @click.command(
     "compare",
-    short_help="Before and after: values, ratios, verdicts.",
+    short_help="Compare stored runs: values, ratios, verdicts.",
     epilog=example(
         "llmperf compare before.jsonl after.jsonl --metric throughput:5%",
         "llmperf compare last",
@@ -76,7 +76,7 @@ def compare_command(
     as_json: bool,
     **served: Any,
 ) -> None:
-    """What was measured before (A) and after (B): values, ratio, interval, verdict.
+    """Compare runs before (A) and after (B): values, ratio, interval, verdict.
 
     A and B each name a JSON-lines file, or in the store a record, a session, a series (by its id,
     of which the first letters suffice), a git commit, or 'last', the newest session. 'base' as A is
@@ -190,7 +190,7 @@ def _before(store: Store, record: Record) -> list[Record]:
 def _require_length_of_id(selector: str) -> None:
     if len(selector) < _MIN_PREFIX:
         raise UsageError(
-            f"{selector!r} is no file, and too short for an id: "
+            f"{selector!r} is not a file, and too short for an id: "
             f"at least {_MIN_PREFIX} letters are needed."
         )
 
@@ -208,8 +208,8 @@ def _find(store: Store, selector: str) -> list[Record]:
 
 def _refuse_unknown(selector: str, store_name: str) -> NoReturn:
     raise UsageError(
-        f"{selector!r} is no file, and in {store_name} no record, session, series or commit "
-        "begins with it. 'llmperf history' shows their ids."
+        f"{selector!r} is not a file, and {store_name} has no record, session, series or commit "
+        "that begins with it. 'llmperf history' shows their ids."
     )
 
 

@@ -27,7 +27,7 @@ _HEADER = ("area", "name", "status", "detail")
 
 @click.command(
     "doctor",
-    short_help="What works on this machine, what will not, and why.",
+    short_help="Say what works on this machine, what does not, and why.",
     epilog=example("llmperf doctor --engine scripted"),
 )
 @store_option
@@ -45,7 +45,7 @@ _HEADER = ("area", "name", "status", "detail")
 def doctor_command(
     store: str | None, device: str | None, engines: tuple[str, ...], as_json: bool
 ) -> None:
-    """Devices, engines, strategies, models and the store: what works here, what will not, and why.
+    """Say which devices, engines, strategies, models and stores work here, which do not, and why.
 
     Exit code 1 if something that was asked for (--store, --device, --engine) does not work, else 0.
     """

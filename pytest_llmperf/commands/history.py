@@ -52,7 +52,7 @@ class _Changed(NamedTuple):
 
 @click.command(
     "history",
-    short_help="The stored series, their last values and changes.",
+    short_help="Show the stored series, their last values and changes.",
     epilog=example(
         "llmperf history test_speed --metric ttft.p50 --limit 5", "llmperf history --changes"
     ),
@@ -90,7 +90,7 @@ def history_command(
     fail_on_change: bool,
     as_json: bool,
 ) -> None:
-    """The series in the store and their last values. TEST is a node id or a part of one."""
+    """Show the series in the store and their last values. TEST is a node id or a part of one."""
     with open_history(store) as opened:
         require_known([test] if test else [], opened)
         series = _matching(opened, test)

@@ -129,7 +129,7 @@ def _format_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(
     "report",
-    short_help="Stored runs as one HTML file, or in another format.",
+    short_help="Write stored runs as one HTML file, or in another format.",
     epilog=example(
         "llmperf report --since 7d --strategy bf16", "llmperf report --markdown --session last"
     ),
@@ -169,9 +169,9 @@ def report_command(
     store: str | None,
     **formats: bool,
 ) -> None:
-    """Stored runs as one HTML file, or in another format. TEST is a node id or a part of one.
+    """Write stored runs as one HTML file, or in another format. TEST is a node id or a part of one.
 
-    Shown are the runs of each series' newest session, and the history of these series.
+    The report shows the runs of each series' newest session, and the history of these series.
     """
     chosen_format = _format(formats)
     names = ", ".join(tests)

@@ -12,13 +12,13 @@ from pytest_llmperf.errors import StoreError, UsageError
 
 
 @click.command(
-    "schema", short_help="The JSON Schema of a record.", epilog=example("llmperf schema")
+    "schema", short_help="Print the JSON Schema of a record.", epilog=example("llmperf schema")
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file."
 )
 def schema_command(out: Path | None) -> None:
-    """The JSON Schema of a record, as the store keeps it.
+    """Print the JSON Schema of a record, as the store keeps it.
 
     It is a line of --llmperf-json and of 'llmperf export'. A file that holds another schema of the
     same version is not overwritten where that would break what was written by it.
@@ -53,7 +53,7 @@ def _require_same_version(out: Path, schema: dict[str, Any]) -> None:
         changed = broken(old, schema)
     except (DecodeError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{out} is no schema of a record. Give another --out, or remove it first."
+            f"{out} is not a schema of a record. Give another --out, or remove it first."
         ) from error
     if old.get("$id") == schema["$id"] and changed:
         raise UsageError(

@@ -35,7 +35,7 @@ EXIT_SKIPPED = 3
 
 @click.command(
     "export",
-    short_help="The history as JSON lines.",
+    short_help="Write the history as JSON lines.",
     epilog=example("llmperf export --out llmperf-history.jsonl"),
 )
 @click.argument("tests", nargs=-1, metavar="[TEST]…")
@@ -56,13 +56,13 @@ def export_command(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """The history as JSON lines, on standard output or appended to a file.
+    """Write the history as JSON lines, to standard output or to the end of a file.
 
     TEST is a node id or a part of one.
 
-    One record a line, oldest first, then the project's accepted changes. A file is only ever
-    appended to, so that it can be committed; with 'FILE merge=union' in .gitattributes two branches
-    merge without conflict. --json is about --out.
+    There is one record a line, oldest first, then the project's accepted changes. A file is only
+    ever appended to, so that it can be committed; with 'FILE merge=union' in .gitattributes two
+    branches merge without conflict. --json is about --out.
     """
     from pytest_llmperf.history import accept, transfer  # noqa: PLC0415
 

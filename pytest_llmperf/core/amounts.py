@@ -37,7 +37,7 @@ def share(text: str) -> float:
     number, unit = _split(text, "a share", "0.98 or 98%")
     value = number / 100 if unit == "%" else number
     if unit not in ("", "%") or not 0 <= value <= 1:
-        raise UsageError(f"{text!r} is no share between 0 and 1, such as 0.98 or 98%.")
+        raise UsageError(f"{text!r} is not a share between 0 and 1, such as 0.98 or 98%.")
     return value
 
 
@@ -50,9 +50,9 @@ def ratio(text: str) -> float:
     if unit == "%" and text.strip()[0] in "+-":
         number = 1 + number / 100
     elif unit not in ("", "x"):
-        raise UsageError(f"{text!r} is no ratio, such as +1% (one per cent more) or 1.01.")
+        raise UsageError(f"{text!r} is not a ratio, such as +1% (one per cent more) or 1.01.")
     if number <= 0:
-        raise UsageError(f"{text!r} is no ratio above 0, such as +1% or 1.01.")
+        raise UsageError(f"{text!r} is not a ratio above 0, such as +1% or 1.01.")
     return number
 
 
@@ -62,7 +62,7 @@ def _amount(text: str, scale: dict[str, float], kind: str, example: str) -> floa
     factor = factors.get(unit.lower())
     if factor is None or number <= 0:
         raise UsageError(
-            f"{text!r} is no {kind} above 0 with a unit, such as {example}. "
+            f"{text!r} is not a {kind} above 0 with a unit, such as {example}. "
             f"Units: {', '.join(scale)}."
         )
     return number * factor

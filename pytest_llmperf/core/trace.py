@@ -95,7 +95,7 @@ class MemoryGauges(Struct, frozen=True, kw_only=True):
 
     A gauge is None, with its reason in `reasons`, where this machine cannot tell it; it is never 0
     for unknown. `peak` holds the weights; `growth` is what it is above what was there before.
-    `kv_tokens` is no number of bytes: the tokens that a server's KV cache holds.
+    `kv_tokens` is not a number of bytes: the tokens that a server's KV cache holds.
     """
 
     weights: int

@@ -148,7 +148,7 @@ def _entries(path: Path) -> list[Any]:
 
 
 def _unknown_keys(content: dict[str, Any]) -> str:
-    return ", ".join(map(repr, content)) or "'waiver', which is no list of tables"
+    return ", ".join(map(repr, content)) or "'waiver', which is not a list of tables"
 
 
 def _content(path: Path) -> dict[str, Any]:

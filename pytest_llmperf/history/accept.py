@@ -92,7 +92,7 @@ def read(folder: Path) -> tuple[Acceptance, ...]:
 def reviewed(folder: Path) -> Reviewed:
     """Return everything that was accepted in a project, in the order of the file.
 
-    Raises UsageError for a line that is no accepted change.
+    Raises UsageError for a line that is not an accepted change.
     """
     path = folder / FILE
     if not path.is_file():
@@ -152,7 +152,7 @@ def _line(path: Path, number: int, row: str) -> Acceptance | Rename:
     try:
         return parsed(row)
     except ValueError as error:
-        problem = f"{path}, line {number} is no accepted change: {error}."
+        problem = f"{path}, line {number} is not an accepted change: {error}."
         raise UsageError(f"{problem} 'llmperf accept' writes such lines.") from error
 
 

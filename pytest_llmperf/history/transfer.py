@@ -179,7 +179,7 @@ def _unimportable(path: Path) -> list[Skipped]:
             half = "" if line.endswith(b"\n") else "half-written: "
             skipped.append(Skipped(path=str(path), number=number, reason=f"{half}{error}"))
     if skipped and not n_sound:
-        raise UsageError(f"{path} is no history: {skipped[0]}. {_IMPORTABLE}")
+        raise UsageError(f"{path} is not a history: {skipped[0]}. {_IMPORTABLE}")
     return skipped
 
 

@@ -150,7 +150,7 @@ class GateWatch:
     def _unknown_text(self, waiver: Waiver) -> str:
         return (
             f"the waiver of {waiver.owner} for {waiver.metric} is for {waiver.test}, "
-            f"which is no test: correct it or remove it from {self._waivers.path.name}."
+            f"which is not a test: correct it or remove it from {self._waivers.path.name}."
         )
 
     def _missing_tests(self, collected: Collected) -> list[str]:

@@ -201,7 +201,7 @@ def _wrong_type(name: str, value: object) -> UsageError:
 
 
 def _has_needed_type(name: str, value: object) -> bool:
-    """Whether a value is of its argument's type: a bool is no number."""
+    """Whether a value is of its argument's type: a bool is not a number."""
     needed = _TYPES[name]
     if isinstance(value, bool):
         return needed is bool

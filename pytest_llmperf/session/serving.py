@@ -78,7 +78,7 @@ class ServerRuns:
 
 
 def require_serves(engine: str) -> None:
-    """Raise UsageError for an engine that is no server, before anything is loaded."""
+    """Raise UsageError for an engine that is not a server, before anything is loaded."""
     if _serves(engine):
         return
     raise UsageError(

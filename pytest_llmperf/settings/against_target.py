@@ -92,11 +92,11 @@ def _path_target(text: str, path: Path, root: Path) -> Target:
     refused = refusal(root)
     if refused:
         raise UsageError(f"--llmperf-against={text!r}: git refuses to read {root}: {refused}")
-    place = "of this repository" if top_level(root) else "(this is no git work tree)"
+    place = "of this repository" if top_level(root) else "(this is not a git work tree)"
     exists = os.path.exists(path)  # noqa: PTH110  as above
     file = " and a file that cannot be run" if exists else ", no folder and no file"
     raise UsageError(
-        f"--llmperf-against={text!r} is no revision {place}{file}.{_shallow(root)} {_HOW}"
+        f"--llmperf-against={text!r} is not a revision {place}{file}.{_shallow(root)} {_HOW}"
     )
 
 

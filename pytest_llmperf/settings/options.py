@@ -77,7 +77,9 @@ OPTIONS = (
         help="write what would run to this file as JSON, print it, and stop",
     ),
     Option(
-        name="strict", flag=True, help="make UNDECIDED claims and skipped llmperf tests failures"
+        name="strict",
+        flag=True,
+        help="treat UNDECIDED claims and skipped llmperf tests as failures",
     ),
     Option(
         name="in-process",
@@ -143,8 +145,8 @@ OPTIONS = (
     Option(
         name="any-tree",
         flag=True,
-        help="hold --llmperf-gate also against sessions with uncommitted changes and of other "
-        "branches",
+        help="let --llmperf-gate also compare with sessions of other branches and with "
+        "uncommitted changes",
     ),
     Option(
         name="against",
@@ -155,7 +157,7 @@ OPTIONS = (
     Option(
         name="server",
         metavar="URL|image:NAME|command:…|program:PATH|args:…",
-        help="the server that tests of server engines are measured on, in the place of their own",
+        help="measure tests of server engines on this server, instead of their own",
     ),
     Option(
         name="against-limits",
@@ -167,8 +169,8 @@ OPTIONS = (
         name="against-budget",
         metavar="SECONDS",
         default="300",
-        help="sampling time of the pairs of one comparison, and as much to see a suspicion again; "
-        "with the start of their processes both take twice as long at most",
+        help="sampling time for the pairs of one comparison, and as much again to confirm a "
+        "suspicion; with the start of their processes both take at most twice as long",
     ),
     Option(
         name="against-build",
@@ -180,20 +182,20 @@ OPTIONS = (
         metavar="FILE",
         default=DEFAULT_WAIVERS,
         path="file",
-        help="regressions that somebody answers for until a date",
+        help="file of known regressions, each with an owner and a date until which it is waived",
     ),
     Option(
         name="again-budget",
         metavar="SECONDS",
         default="900",
-        help="time of a session for fresh measurements of what --llmperf-gate suspects",
+        help="time that a session may spend on measuring suspected regressions again",
     ),
     Option(
         name="record",
         metavar="N",
         default="1",
-        help="run N sessions one after the other, each a fresh pytest process, for --llmperf-gate "
-        "to hold others against",
+        help="run N sessions one after the other, each in a fresh pytest process, so that "
+        "--llmperf-gate can compare later ones with them",
     ),
     Option(
         name="store",
@@ -233,14 +235,14 @@ OPTIONS = (
         metavar="FILE",
         path="file",
         report=True,
-        help="write the runs beside what was before them, as a comment's body",
+        help="write the runs beside earlier ones, as the body of a comment",
     ),
     Option(
         name="gitlab",
         metavar="FILE",
         path="file",
         report=True,
-        help="write what failed as GitLab's code-quality report",
+        help="write the failures as GitLab's code-quality report",
     ),
     Option(
         name="openmetrics",
@@ -252,8 +254,8 @@ OPTIONS = (
     Option(
         name="allow-load",
         flag=True,
-        help="measure beside other programs, too: such a run is marked, only its comparisons in "
-        "turn are decided for sure, and no later session is held against it",
+        help="measure even while other programs run: such a run is marked, only its comparisons in "
+        "turn are decided for certain, and no later session is compared with it",
     ),
     Option(
         name="budget",
@@ -265,7 +267,7 @@ OPTIONS = (
         name="precision",
         metavar="PERCENT",
         default="1",
-        help="stop sampling when the 99 %% interval is within this",
+        help="stop sampling when the 99 %% interval is this narrow",
     ),
     Option(
         name="processes",

@@ -182,7 +182,7 @@ class Exchange:
             raise self._died(worker) from error
         except WireError as error:
             raise WorkerError(
-                f"{self._who(worker)} sent something that is no message: {error}{_tail(worker)}"
+                f"{self._who(worker)} sent something that is not a message: {error}{_tail(worker)}"
             ) from error
 
     def _is_over(self, messages: dict[int, Message], missing: list[Worker]) -> bool:

@@ -53,7 +53,7 @@ _ADVICE = {
     errno.ENFILE: " The host has too many files open.",
     errno.EAGAIN: " Raise the limit of processes (ulimit -u), or end some.",
     errno.ENOMEM: " The host has too little memory.",
-    errno.ENOEXEC: " What --llmperf-python names is no program.",
+    errno.ENOEXEC: " What --llmperf-python names is not a program.",
 }
 
 _live: weakref.WeakSet[WorkerGroup] = weakref.WeakSet()

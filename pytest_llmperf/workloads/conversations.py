@@ -156,9 +156,9 @@ def _check_turn(turn: Turn, where: str) -> None:
     if not turn.text and not is_count(turn.prompt_tokens):
         raise UsageError(f"{where}: a turn needs 'text' or 'prompt_tokens' of at least 1.")
     if not is_count(turn.output_tokens, 0):
-        raise UsageError(f"{where}: output_tokens={turn.output_tokens!r} is no number of tokens.")
+        raise UsageError(f"{where}: output_tokens={turn.output_tokens!r} is not a token count.")
     if not (is_number(turn.after_s) and turn.after_s >= 0):
-        raise UsageError(f"{where}: after={turn.after_s!r} are no seconds to think.")
+        raise UsageError(f"{where}: after={turn.after_s!r} is not a number of seconds to think.")
     if turn.role not in ("user", "tool"):
         raise UsageError(f"{where}: role {turn.role!r} is not known. Roles: user, tool.")
 

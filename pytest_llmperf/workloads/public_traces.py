@@ -127,7 +127,7 @@ def _moment_s(text: str, where: str) -> float:
     try:
         moment = datetime.fromisoformat(f"{head}.{(fraction or '0')[:6]:0<6}")
     except ValueError as error:
-        raise UsageError(f"{where}: TIMESTAMP {text!r} is no time: {error}.") from error
+        raise UsageError(f"{where}: TIMESTAMP {text!r} is not a time: {error}.") from error
     return moment.timestamp()
 
 
@@ -135,7 +135,7 @@ def _seconds(text: str, where: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise UsageError(f"{where}: Timestamp {text!r} are no seconds.") from error
+        raise UsageError(f"{where}: Timestamp {text!r} is not a number of seconds.") from error
 
 
 def _require_rows(rows: Sequence[object], path: Path) -> None:

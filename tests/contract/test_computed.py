@@ -46,7 +46,7 @@ def test_tokens_that_were_not_computed_make_a_run_invalid(fields):
 
 
 def with_one_nan(*, past=0):
-    """One weight is no number; or only from a position on."""
+    """One weight is not a number; or only from a position on."""
     model = tiny_llama()
     if not past:
         model.model.layers[1].mlp.down_proj.weight.data[3, 3] = float("nan")

@@ -218,7 +218,7 @@ def test_shapes_that_bitsandbytes_cannot_run_on_this_cpu_are_an_error_that_says_
         lambda: True,
     )
     plan = plan_of("nf4", "arch:tiny-llama")
-    message = r"12 of 14 linear layers are 4-bit \(2 Linear: 64 x 160 is no multiple of 32 x 64"
+    message = r"12 of 14 linear layers are 4-bit \(2 Linear: 64 x 160 is not a multiple of 32 x 64"
     with pytest.raises(NotInEffect, match=message):
         require_in_effect(describe(load(plan)), parse(plan.strategy).promises(plan), "loaded")
 

@@ -105,9 +105,10 @@ def test_a_wrong_python_block_is_seen(pytester):
     "block", [block for block in BLOCKS if block.not_run is not None], ids=lambda block: block.id
 )
 def test_a_block_that_is_not_run_says_why(block):
-    """One of a few reasons; it is Python all the same."""
+    """One of a few reasons; Python is Python all the same."""
     assert block.not_run in NOT_RUN
-    compile(block.text, block.id, "exec")
+    if block.language == "python":
+        compile(block.text, block.id, "exec")
 
 
 def test_another_reason_is_no_reason():

@@ -61,6 +61,26 @@ def test_a_dead_link_is_seen(tmp_path):
     assert dead_links(source) == ["gone.md", "there.md#two"]
 
 
+def test_the_readme_is_short():
+    """At most 900 words, code and tables included."""
+    assert len(page("README.md").split()) <= 900
+
+
+def unlisted_evidence(folder: Path) -> list[str]:
+    """Pages of evidence that the overview of the results does not link to."""
+    overview = (folder / "README.md").read_text(encoding="utf-8")
+    return [path.name for path in sorted(folder.glob("20*.md")) if f"({path.name})" not in overview]
+
+
+def test_every_page_of_evidence_is_listed(tmp_path):
+    """It is not in the site's navigation; a page that is not listed is named."""
+    assert unlisted_evidence(ROOT / "docs" / "results") == []
+    (tmp_path / "README.md").write_text("[one](2026-01-01-one.md)\n", encoding="utf-8")
+    for name in ("2026-01-01-one.md", "2026-01-02-two.md"):
+        (tmp_path / name).touch()
+    assert unlisted_evidence(tmp_path) == ["2026-01-02-two.md"]
+
+
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_every_metric_is_defined_with_its_formula(metric):
     """Its name, unit and formula id stand in one line of the measurement page."""

@@ -318,11 +318,11 @@ def test_a_build_command_runs_in_the_bases_files(repo, run, own_cache):
         (
             "no-such-branch",
             (
-                "*--llmperf-against='no-such-branch' is no revision of "
+                "*--llmperf-against='no-such-branch' is not a revision of "
                 "this repository, no folder and no file*"
             ),
         ),
-        ("./pytest.ini", "*is no revision of this repository and a file that cannot be run*"),
+        ("./pytest.ini", "*is not a revision of this repository and a file that cannot be run*"),
     ],
 )
 def test_what_is_no_version_is_a_usage_error_before_anything_runs(repo, run, value, said):
@@ -364,4 +364,4 @@ def test_compare_shows_the_pairs_and_stored_runs(repo, run):
         in plain.stdout
     )
     unknown = repo.llmperf("compare", "before.jsonl", "feedbeef")
-    assert "no record, session, series or commit begins with it" in unknown.stderr
+    assert "no record, session, series or commit that begins with it" in unknown.stderr

@@ -365,7 +365,7 @@ def test_a_damaged_line_of_accepted_changes_is_an_error_that_names_it(project, r
     (pytester.path / accept.FILE).write_text(json.dumps({"series": "x"}) + "\n<<<<<<< HEAD\n")
     result = run("--llmperf-gate")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*llmperf-accepted.jsonl, line 1 is no accepted change*"])
+    result.stdout.fnmatch_lines(["*llmperf-accepted.jsonl, line 1 is not an accepted change*"])
 
 
 def test_without_any_llmperf_test_a_gated_session_is_not_green(pytester, run):

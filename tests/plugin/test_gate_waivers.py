@@ -114,7 +114,7 @@ def test_a_waiver_for_no_test_fails_the_session_unless_its_file_was_not_looked_i
     waive(test="test_spede")
     result = run("--llmperf-gate=throughput")
     result.stdout.fnmatch_lines(
-        ["*is for test_it.py::test_spede, which is no test: correct it or remove it*"]
+        ["*is for test_it.py::test_spede, which is not a test: correct it or remove it*"]
     )
     assert result.ret == 1
     assert run("--llmperf-gate=throughput", "test_it.py::test_speed").ret == 0

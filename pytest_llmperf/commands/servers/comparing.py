@@ -48,7 +48,7 @@ def are_servers(before: str, after: str) -> bool:
     sides = [is_server(before), is_server(after)]
     if any(sides) and not all(sides):
         other = after if sides[0] else before
-        raise UsageError(f"{other!r} is no server, and the other side is one: name two servers.")
+        raise UsageError(f"{other!r} is not a server, and the other side is one: name two servers.")
     return all(sides)
 
 

@@ -104,9 +104,9 @@ def parse_workload(text: str) -> tuple[str, dict[str, int]]:
     try:
         call = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise UsageError(f"--workload {text!r} is no workload: {error.msg}. {_HOW}") from error
+        raise UsageError(f"--workload {text!r} is not a workload: {error.msg}. {_HOW}") from error
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-        raise UsageError(f"--workload {text!r} is no workload. {_HOW}")
+        raise UsageError(f"--workload {text!r} is not a workload. {_HOW}")
     name = call.func.id
     if name not in WORKLOADS:
         near = did_you_mean(name, WORKLOADS, otherwise=_HOW)

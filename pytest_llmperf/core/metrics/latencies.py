@@ -18,7 +18,7 @@ from pytest_llmperf.errors import UsageError
 class Latencies(Suggests, Refuses):
     """Times of one kind (TTFT, TPOT, ITL, end-to-end), in seconds.
 
-    Its percentiles are Estimates; the distribution itself is no number.
+    Its percentiles are Estimates; the distribution itself is not a number.
     """
 
     def __init__(

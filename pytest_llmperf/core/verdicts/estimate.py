@@ -77,7 +77,7 @@ class Estimate(Suggests, Struct, frozen=True, kw_only=True, eq=False, repr_omit_
         numbers = (self.value, self.low, self.high, self.factor, *self.samples)
         if any(map(math.isnan, numbers)):
             raise UsageError(
-                f"{self.name}: NaN is no measurement. "
+                f"{self.name}: NaN is not a measurement. "
                 "What cannot be measured is NotMeasurable(name, reason)."
             )
         if not self.low <= self.value <= self.high:
@@ -226,7 +226,7 @@ class Estimate(Suggests, Struct, frozen=True, kw_only=True, eq=False, repr_omit_
         return _claim(">=", self, other)
 
     # Struct's own equality is off (eq=False). These two are claims about the value, and leave what
-    # is no number to the other side. A Finding is true or false, like a bool.
+    # is not a number to the other side. A Finding is true or false, like a bool.
 
     def __eq__(self, other: object) -> Finding:  # type: ignore[override]
         return _claim("==", self, other) if _comparable(other) else NotImplemented

@@ -113,7 +113,7 @@ def _read_json_value(file: Path) -> object:
 def _tensors(file: Path) -> Iterator[tuple[str, str, list[int]]]:
     """Yield each tensor's name, dtype and shape.
 
-    Raises LoadError if the file is cut short or is no safetensors file.
+    Raises LoadError if the file is cut short or is not a safetensors file.
     """
     header, data_bytes = _header(file)
     for name, entry in header.items():
@@ -149,7 +149,7 @@ def _decoded_header(file: Path, raw: bytes) -> Any:
         return json.loads(raw)
     except ValueError as error:
         raise LoadError(
-            f"{file} is no safetensors file: its header is not JSON ({error}). {_AGAIN}"
+            f"{file} is not a safetensors file: its header is not JSON ({error}). {_AGAIN}"
         ) from error
 
 
@@ -164,4 +164,4 @@ def _raw_header(file: Path, size: int) -> bytes:
 
 def _header_too_long(file: Path, length: int, size: int) -> str:
     reason = f"its header would be {length} bytes long, the file has {size}"
-    return f"{file} is cut short or is no safetensors file: {reason}. {_AGAIN}"
+    return f"{file} is cut short or is not a safetensors file: {reason}. {_AGAIN}"

@@ -155,7 +155,7 @@ class ServedModel:
         """
         if not isinstance(workload, Decode | Prefill):
             raise UsageError(
-                f"{type(workload).__name__} is no workload of a server. "
+                f"{type(workload).__name__} is not a workload of a server. "
                 "Use Serve(concurrency=…, requests=…), or Decode.",
             )
         calls = self._requests.of_batch(workload, repetition)

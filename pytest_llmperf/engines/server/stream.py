@@ -86,7 +86,7 @@ def _no_stream(chunks: Sequence[tuple[int, bytes]], parse: Parse) -> str:
     if error is not None:
         return f"the server answered HTTP 200 with an error: {error}"
     return (
-        "the server's answer is no stream of events: "
+        "the server's answer is not a stream of events: "
         f"{sse.body(chunks, SHOWN_BYTES) or 'it is empty'}"
     )
 

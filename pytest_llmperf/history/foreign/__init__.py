@@ -128,8 +128,7 @@ def _format(value: Any, path: Path) -> Format:
             return row
     names = ", ".join(map(repr, fields.names[:6])) or "none"
     raise UsageError(
-        f"{path} is no history, and no file of a tool that is known: its fields are {names}. "
-        f"{_known()}"
+        f"{path} is not a history, nor a file of a known tool: its fields are {names}. {_known()}"
     )
 
 

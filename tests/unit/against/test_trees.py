@@ -76,6 +76,6 @@ def test_a_folder_an_interpreter_and_nothing(tmp_path):
     assert find_target(sys.executable, tmp_path).kind == "interpreter"
     assert find_target("off", tmp_path) is None
     with pytest.raises(
-        UsageError, match=r"is no revision .*no git work tree.*, no folder and no file"
+        UsageError, match=r"is not a revision .*not a git work tree.*, no folder and no file"
     ):
         find_target("main", tmp_path)

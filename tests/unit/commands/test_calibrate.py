@@ -359,8 +359,8 @@ def test_a_model_alone_is_calibrated_for_any_test(project, measured):
     [
         ((), "either tests"),
         (("--model", "m", "--", "t.py"), "either tests"),
-        (("--model", "m", "--workload", "__import__('os').system('x')"), "is no workload"),
-        (("--model", "m", "--workload", "Decode("), "is no workload"),
+        (("--model", "m", "--workload", "__import__('os').system('x')"), "is not a workload"),
+        (("--model", "m", "--workload", "Decode("), "is not a workload"),
         (("--gate", "thruput", "--", "t.py"), "Did you mean 'throughput'"),
     ],
 )

@@ -165,7 +165,7 @@ def test_the_growth_that_a_cpu_once_called_its_peak_is_no_peak(store, environmen
 
 
 def test_what_could_not_be_measured_is_lacking(store):
-    """A null in the store is no number, though an older record has one."""
+    """A null in the store is not a number, though an older record has one."""
     store.add(ran("fp32", 10, 3, at="2026-11-20"))
     store.add(ran("fp32", 10, None))
     found = as_json(code=1)
@@ -229,7 +229,6 @@ def test_engines_are_told_apart(measured):
 
 def test_limits_and_stores_that_cannot_be_read_are_one_message(store):
     """Before the store is opened."""
-    assert (
-        "'8' is no size above 0 with a unit, such as 8GB" in advise("--memory", "8", code=1).stderr
-    )
+    message = "'8' is not a size above 0 with a unit, such as 8GB"
+    assert message in advise("--memory", "8", code=1).stderr
     assert "holds no run that was measured" in advise(code=1).stderr

@@ -238,12 +238,12 @@ def test_a_workload_is_written_as_in_a_test(text, workload):
     ("text", "message"),
     [
         ("Decod()", "Did you mean 'Decode'"),
-        ("Decode(2)", "is no workload"),
+        ("Decode(2)", "is not a workload"),
         ("Decode(batch=two)", "whole numbers are needed"),
         ("Decode(batch=True)", "whole numbers are needed"),
         ("Decode(**{})", "whole numbers are needed"),
-        ("Decode(", "is no workload: "),
-        ("__import__('os')", "is no workload"),
+        ("Decode(", "is not a workload: "),
+        ("__import__('os')", "is not a workload"),
         ("Serve()", "cannot be measured here"),
     ],
 )

@@ -181,10 +181,10 @@ def test_amounts_are_read_with_their_units(read, text, value):
         (
             amounts.size_bytes,
             "8",
-            r"'8' is no size above 0 with a unit, such as 8GB\. Units: B, KB",
+            r"'8' is not a size above 0 with a unit, such as 8GB\. Units: B, KB",
         ),
-        (amounts.size_bytes, "8G", "no size above 0 with a unit"),
-        (amounts.size_bytes, "0GB", "no size above 0"),
+        (amounts.size_bytes, "8G", "not a size above 0 with a unit"),
+        (amounts.size_bytes, "0GB", "not a size above 0"),
         (amounts.size_bytes, "much", "'much' is not a size"),
         (amounts.duration_s, "200", "no time above 0 with a unit, such as 200ms"),
         (amounts.share, "98", "no share between 0 and 1, such as 0.98 or 98%"),

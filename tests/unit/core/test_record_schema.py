@@ -170,7 +170,7 @@ def test_the_command_prints_it_and_refuses_to_break_what_was_published(tmp_path)
     out.write_text(json.dumps(older))
     assert run(cli.main, ["schema", "--out", str(out)]).exit_code == 0
     out.write_text("[]")
-    assert "is no schema of a record" in run(cli.main, ["schema", "--out", str(out)]).stderr
+    assert "is not a schema of a record" in run(cli.main, ["schema", "--out", str(out)]).stderr
 
 
 def test_an_older_record_goes_through_every_step(monkeypatch):

@@ -187,7 +187,7 @@ def test_times_of_first_tokens_tell_only_where_they_can(new_s, again_s, short_s,
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("tp=2", "'tp' is no setting"), ("kv_dtyp=fp8", "Did you mean 'kv_dtype'"),
+    [("tp=2", "'tp' is not a setting"), ("kv_dtyp=fp8", "Did you mean 'kv_dtype'"),
      ("context", "context needs a value, for example 'context=4096'")],
 )  # fmt: skip
 def test_an_expectation_that_cannot_be_read_is_refused(text, words):

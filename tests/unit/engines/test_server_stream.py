@@ -236,7 +236,7 @@ other_metric{le="+Inf"} 5
 
 
 def test_a_page_of_metrics_is_read_by_our_names():
-    """Engines add up; what is no number is left out."""
+    """Engines add up; what is not a number is left out."""
     assert server_metrics.read(PAGE) == {
         "preemptions": 3,
         "kv_use": 0.5,

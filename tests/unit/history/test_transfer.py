@@ -296,9 +296,9 @@ def test_a_file_of_a_newer_version_is_refused_whole(project):
 
 
 def test_a_foreign_file_is_refused(project):
-    """Something else's JSON is no history, and neither is a missing file."""
+    """Something else's JSON is not a history, and neither is a missing file."""
     Path("bench.json").write_text(json.dumps({"benchmarks": [], "version": "5"}) + "\n")
-    assert "bench.json is no history" in llmperf("import", "bench.json", code=1).output
+    assert "bench.json is not a history" in llmperf("import", "bench.json", code=1).output
     assert "cannot be read" in llmperf("import", "nothing.jsonl", code=1).output
 
 

@@ -42,7 +42,7 @@ def test_a_shallow_clone_lacks_the_commit_and_says_how_to_get_it(full, tmp_path)
         ["git", "clone", "-q", "--depth=1", full.as_uri(), str(tmp_path / "shallow")], check=True
     )
     assert find_target("HEAD", tmp_path / "shallow").kind == "revision"
-    with pytest.raises(UsageError, match=r"is no revision .*shallow.*git fetch --unshallow"):
+    with pytest.raises(UsageError, match=r"is not a revision .*shallow.*git fetch --unshallow"):
         find_target("HEAD~1", tmp_path / "shallow")
     with pytest.raises(UsageError) as caught:
         find_target("HEAD~5", full)

@@ -134,7 +134,7 @@ def expect_refusal(text: str) -> str | None:
         if name not in SETTINGS:
             near = did_you_mean(name, SETTINGS)
             return (
-                f"option expect = {text!r}: {name!r} is no setting.{near} "
+                f"option expect = {text!r}: {name!r} is not a setting.{near} "
                 f"Settings: {', '.join(SETTINGS)}."
             )
         if not equals or not value:

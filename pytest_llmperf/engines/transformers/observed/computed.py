@@ -13,7 +13,7 @@ from pytest_llmperf.engines.outputs.decoding import autocast, eager
 from pytest_llmperf.errors import InvalidRun
 
 _MOST_LOGITS = 64
-"""Positions whose logits are looked at: what is no number in one is none in those that follow."""
+"""Positions whose logits are looked at: a NaN in one stays in those that follow."""
 
 
 def require_positions(cache: Any, needed: int) -> None:

@@ -31,7 +31,7 @@ def refusal(layer: nn.Linear, scheme: Scheme, device: torch.device) -> str | Non
     if layer.out_features % _CPU_ROWS == 0 and layer.in_features % BITSANDBYTES_BLOCK == 0:
         return None
     return (
-        f"{layer.out_features} x {layer.in_features} is no multiple of "
+        f"{layer.out_features} x {layer.in_features} is not a multiple of "
         f"{_CPU_ROWS} x {BITSANDBYTES_BLOCK}, as bitsandbytes needs on a CPU with AVX512-BF16"
     )
 

@@ -31,7 +31,7 @@ def refusal(layer: nn.Linear, scheme: Scheme, _device: torch.device) -> str | No
         return f"{inputs} inputs are no multiple of the group size {scheme.group}"
     multiplies_float8 = scheme.method == "fp8" and not scheme.weight_only
     if multiplies_float8 and (inputs | outputs) % _FLOAT8_MULTIPLE:
-        return f"{outputs} x {inputs} is no multiple of {_FLOAT8_MULTIPLE} in both dimensions"
+        return f"{outputs} x {inputs} is not a multiple of {_FLOAT8_MULTIPLE} in both dimensions"
     return None
 
 
