@@ -89,8 +89,8 @@ def calibrate_command(
     For each metric: the spread between sessions; what single processes differ by apart from their
     repetitions; how often the gate would fail one of them by chance at its limit, given sessions
     such as these; the autocorrelation of pairs of repetitions inside one process, and the floor
-    that one unchanged session in a thousand exceeds. The floors go to llmperf-calibration.toml with date,
-    device, sessions and versions, to be reviewed and committed.
+    that one unchanged session in a thousand exceeds. The floors go to llmperf-calibration.toml with
+    date, device, sessions and versions, to be reviewed and committed.
     """
     from pytest_llmperf.commands.calibrating import examine, test_file  # noqa: PLC0415
     from pytest_llmperf.settings.project import find_project  # noqa: PLC0415

@@ -51,11 +51,12 @@ class Noise(Struct, frozen=True, kw_only=True):
     sessions differ by without their repetitions: more than `spread` where the value of a session is
     that of several processes. `within` is the standard deviation of the logs of repetitions inside
     one; None where there are too few repetitions. `false_alarms` is the share of sessions, drawn
-    from these, that rule A fails at `floor`; `at_most` is its upper end at 99 %, over other sets of sessions that could be
-    drawn from these. Both know of nothing that none of these sessions showed: `unseen` is the share
-    of such sessions that so many cannot exclude at 99 %. `proposed` is the floor that one unchanged
-    session in a thousand exceeds. `autocorrelation` is that of `pairs` of neighbouring repetitions
-    of one process each, and is conditional on it; None for too few.
+    from these, that rule A fails at `floor`; `at_most` is its upper end at 99 %, over other sets of
+    sessions that could be drawn from these. Both know of nothing that none of these sessions
+    showed: `unseen` is the share of such sessions that so many cannot exclude at 99 %. `proposed`
+    is the floor that one unchanged session in a thousand exceeds. `autocorrelation` is that of
+    `pairs` of neighbouring repetitions of one process each, and is conditional on it; None for too
+    few.
     """
 
     sessions: int
