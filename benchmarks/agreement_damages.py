@@ -1,24 +1,28 @@
 """Which damages each default agreement rule catches, on the built-in model.
 
     python benchmarks/agreement_damages.py measure damages.json [--only NAME]
-    python benchmarks/agreement_damages.py judge damages.json [--markdown]
+    python benchmarks/agreement_damages.py judge damages.json
 
 `measure` compares a model that rounds as bf16 does (`outputs.rounding`, at the speed of fp32) with
 its fp32 reference, once for each damage of `damages.py`, and keeps the comparisons. Damages of the
 weights are compared in one pass over the text, which gives the logits of a loop up to rounding;
-those of decoding go through the loop itself. Undamaged variants are real bf16 models in real loops.
+those of decoding go through the loop itself. Undamaged variants are the same model in other
+batches, with another attention and other threads.
+
 `judge` applies the default rules to what was kept: limits were chosen on one half of the damages,
 and the figures that count are those of the other half.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,21 +30,20 @@ from typing import Any
 import msgspec
 
 MODEL = "smollm2-135m"
-BATCH = 9
-NEW_TOKENS = 16
+BATCH = 8
+NEW_TOKENS = 8
 UNDAMAGED = "undamaged"
 
 
-ASKED = (0, 3, *range(16, 22), 23)
-"""Prompts of the bundled set that are asked: two chats, five in other scripts, two of code."""
-LONGEST = 27
-"""The prompt of more than a thousand tokens, asked where a damage is one of positions."""
-WITH_LONGEST = frozenset({"positions", "mask", "decoding"})
+ASKED = (0, *range(16, 22), 23)
+"""Prompts of the bundled set that are asked: a chat, five in other scripts, two of code."""
+BEHIND = {"": (), "mid": (25,), "long": (27,)}
+"""Prompts of about 290 and 1150 tokens that are asked besides, where a damage needs one."""
 
 
-def subset(prompts: Any, *, longest: bool) -> Any:
+def subset(prompts: Any, besides: str) -> Any:
     """Return the prompts that are asked here."""
-    chosen = (*ASKED, LONGEST) if longest else ASKED
+    chosen = (*ASKED, *BEHIND[besides])
     return msgspec.structs.replace(
         prompts,
         texts=tuple(prompts.texts[i] for i in chosen),
@@ -63,11 +66,10 @@ def held_out(damages: Any) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Bench:
-    """An fp32 model, and the references that it made: of short prompts, and with a long one."""
+    """An fp32 model, and the references that it made: of short prompts, and with longer ones."""
 
     scorer: Any
-    short: str
-    whole: str
+    references: dict[str, str]
 
     @classmethod
     def open(cls, folder: str) -> Bench:
@@ -84,14 +86,14 @@ class Bench:
         full = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
         full.requires_grad_(requires_grad=False)
         scorer = scorer_of(full, tokenizer, "float32")
-        paths = []
-        for longest in (False, True):
-            path = Path(folder) / f"reference-{longest}.safetensors"
-            prompts = subset(PromptSet.bundled("agreement"), longest=longest)
+        references = {}
+        for besides in BEHIND:
+            path = Path(folder) / f"reference-{besides}.safetensors"
+            prompts = subset(PromptSet.bundled("agreement"), besides)
             if not path.exists():
                 make_reference(scorer, prompts, NEW_TOKENS, BATCH, str(path))
-            paths.append(str(path))
-        return cls(scorer, *paths)
+            references[besides] = str(path)
+        return cls(scorer, references)
 
     def compare(self, damage: Any, batch: int = BATCH) -> list[Any]:
         """Compare with the reference: through the loop, or in one pass over the text."""
@@ -99,7 +101,7 @@ class Bench:
         from pytest_llmperf.engines.outputs.rounding import Rounded  # noqa: PLC0415
 
         scorer = self.scorer if damage.decoding else in_one_pass(self.scorer)
-        path = self.whole if damage.family in WITH_LONGEST else self.short
+        path = self.references[damage.behind]
         with Rounded():
             return [shortened(row) for row in compare_reference(scorer, path, batch)]
 
@@ -158,7 +160,7 @@ def shortened(row: Any) -> Any:
 
 def measure(file: Path, only: str) -> None:
     """Compare all damages that `file` does not hold yet, and write after each."""
-    from damages import DAMAGES, Damage  # noqa: PLC0415
+    from damage_list import DAMAGES, Damage  # noqa: PLC0415
 
     rows = json.loads(file.read_text()) if file.exists() else {}
     folder = Path(tempfile.gettempdir()) / "llmperf-damages"
@@ -179,17 +181,15 @@ def measure(file: Path, only: str) -> None:
 
 def undamaged(damage: Any) -> Iterator[Any]:
     """Yield 20 variants of the model that is right: its batch, attention, loop and threads."""
-    yield damage(f"{UNDAMAGED}: one pass", "", _nothing)
-    yield damage(f"{UNDAMAGED}: one pass, long", "positions", _nothing)
-    yield damage(f"{UNDAMAGED}: long", "decoding", _nothing, True)
-    for batch in (1, 2, 3, 4, 5, 6, 8, 9):
-        yield damage(f"{UNDAMAGED}: batch {batch}", str(batch), _nothing, True)
-    for attention in ("eager", "sdpa"):
-        for batch in (2, 4, 9):
-            name = f"{UNDAMAGED}: {attention}, batch {batch}"
-            yield damage(name, str(batch), _with_attention(attention), True)
-    for threads in (2, 3, 4):
-        yield damage(f"{UNDAMAGED}: {threads} threads", "9", _with_threads(threads), True)
+    yield damage(f"{UNDAMAGED}: long", "", _nothing, behind="long")
+    yield damage(f"{UNDAMAGED}: its loop", "", _nothing, decoding=True)
+    for batch in (1, 2, 3, 4, 5, 6, 8):
+        yield damage(f"{UNDAMAGED}: batch {batch}", str(batch), _nothing)
+    for batch in (1, 2, 3, 4, 5, 6, 8):
+        name = f"{UNDAMAGED}: eager attention, batch {batch}"
+        yield damage(name, str(batch), _with_attention("eager"))
+    for threads in (2, 3, 4, 8):
+        yield damage(f"{UNDAMAGED}: {threads} threads", "8", _with_threads(threads))
 
 
 def _nothing(_model: Any, _tokenizer: Any) -> contextlib.AbstractContextManager[None]:
@@ -222,3 +222,87 @@ def _with_threads(n: int) -> Any:
             torch.set_num_threads(before)
 
     return apply
+
+
+# Judging
+
+RULES = ("fp16", "bf16", "parallel", "8-bit", "4-bit")
+OF_0_2 = "containment(k=5, horizon=32)+perplexity(1.01)+sqnr(20)"
+"""What bf16 was held to before."""
+
+
+def verdicts(compared: Any) -> dict[str, bool]:
+    """Return rule -> whether it rejects what was compared."""
+    from pytest_llmperf.core.agreement.agreement import Agreement  # noqa: PLC0415
+    from pytest_llmperf.core.agreement.comparison import PromptComparison  # noqa: PLC0415
+    from pytest_llmperf.core.agreement.kinds import DEFAULT_RULES  # noqa: PLC0415
+    from pytest_llmperf.core.agreement.rules import parse_rule  # noqa: PLC0415
+    from pytest_llmperf.core.agreement.through_the_loop import (  # noqa: PLC0415
+        DECODE_LIMITS_NATS,
+        DecodeLimit,
+    )
+
+    rows = msgspec.convert(compared, tuple[PromptComparison, ...])
+    limit = DecodeLimit(DECODE_LIMITS_NATS["bfloat16"], "bfloat16")
+    rules = {name: DEFAULT_RULES[name] for name in RULES}
+    rejected = {
+        name: Agreement(
+            rows,
+            rule=parse_rule(text),
+            dtype="float16" if name == "fp16" else "bfloat16",
+            decode_limit=limit,
+        ).reasons
+        for name, text in rules.items()
+    }
+    before = Agreement(rows, rule=parse_rule(OF_0_2)).reasons
+    return {"before": bool(before)} | {name: bool(why) for name, why in rejected.items()}
+
+
+def judge(file: Path) -> str:
+    """Return a Markdown table: a line a damage, then how many of each half are caught."""
+    from damage_list import DAMAGES  # noqa: PLC0415
+
+    rows = json.loads(file.read_text())
+    outside = held_out(DAMAGES)
+    columns = ("before", *RULES)
+    lines = [
+        f"| damage | family | half | {' | '.join(columns)} |",
+        "| --- | --- | --- |" + " --- |" * len(columns),
+    ]
+    caught: dict[str, Counter[str]] = {"tuning": Counter(), "held out": Counter()}
+    for damage in DAMAGES:
+        if damage.name not in rows:
+            continue
+        half = "held out" if outside[damage.name] else "tuning"
+        verdict = verdicts(rows[damage.name])
+        caught[half].update(["all", *(name for name in columns if verdict[name])])
+        cells = " | ".join("caught" if verdict[name] else "-" for name in columns)
+        lines.append(f"| {damage.name} | {damage.family} | {half} | {cells} |")
+    for half, counts in caught.items():
+        shares = " | ".join(f"{counts[name]} of {counts['all']}" for name in columns)
+        lines.append(f"| **caught** | | **{half}** | {shares} |")
+    lines.append(_undamaged_line(rows, columns))
+    return "\n".join(lines)
+
+
+def _undamaged_line(rows: dict[str, Any], columns: tuple[str, ...]) -> str:
+    whole = [verdicts(row) for name, row in rows.items() if name.startswith(UNDAMAGED)]
+    shares = (f"{sum(row[name] for row in whole)} of {len(whole)}" for name in columns)
+    return f"| **rejected** | | **undamaged** | {' | '.join(shares)} |"
+
+
+def main() -> None:
+    """Measure, or judge what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("measure", "judge"))
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--only", default="", help="measure damages whose names hold this text")
+    given = parser.parse_args()
+    if given.what == "measure":
+        measure(given.file, given.only)
+    else:
+        sys.stdout.write(judge(given.file) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,16 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.trace import RequestTrace
+from pytest_llmperf.engines.models.architectures import ARCHITECTURES
+from pytest_llmperf.engines.models.names import model_ref, predict
+from pytest_llmperf.engines.transformers.load import load
+from pytest_llmperf.engines.transformers.loaded import TransformersModel
+from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.strategies import parse, require_in_effect
+from pytest_llmperf.workloads import Decode
+
 WORK = {"batch": 1, "prompt_tokens": 128, "new_tokens": 65}
 REPEATS = 3
 WARM_UP = 2
@@ -33,7 +43,7 @@ class ByHand:
 
 
 def by_hand(model_type: str, config: dict[str, Any], positions: float) -> ByHand:
-    """Return the costs of a mixture, a model with windows, or one with states, by its dimensions."""
+    """Return the costs of a mixture, of windows or of states, by a model's dimensions."""
     hidden, layers, vocab = (
         int(config[name]) for name in ("hidden_size", "num_hidden_layers", "vocab_size")
     )
@@ -144,16 +154,6 @@ def _attended(model_type: str, config: dict[str, Any], positions: float) -> floa
 
 def measured(name: str, strategy: str, device: str) -> list[tuple[str, float, float | None]]:
     """Load, decode, and return rows of (what, measured, by hand)."""
-    # The hand calculation is tried without torch.
-    from pytest_llmperf.core.plan import LoadPlan
-    from pytest_llmperf.core.trace import RequestTrace
-    from pytest_llmperf.engines.models.architectures import ARCHITECTURES
-    from pytest_llmperf.engines.models.names import model_ref, predict
-    from pytest_llmperf.engines.transformers.load import load
-    from pytest_llmperf.engines.transformers.loaded import TransformersModel
-    from pytest_llmperf.strategies import parse, require_in_effect
-    from pytest_llmperf.workloads import Decode
-
     work = Decode(**WORK)
     plan = parse(strategy).apply(LoadPlan(model=model_ref(name), device=device))
     model = TransformersModel(load(plan))
@@ -201,7 +201,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("strategies", nargs="+")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
-    from pytest_llmperf.errors import LlmperfError
 
     failed = 0
     for strategy in given.strategies:

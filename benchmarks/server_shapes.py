@@ -31,14 +31,13 @@ from pytest_llmperf.engines.server.client import (  # noqa: E402
     Client,
     ClientRun,
     Endpoint,
-    connections,
-    takes_connections,
 )
 from pytest_llmperf.engines.server.engine import stream_headers  # noqa: E402
 from pytest_llmperf.engines.server.messages.protocols import (  # noqa: E402
     parse_openai,
     parse_tgi,
 )
+from pytest_llmperf.engines.server.starting.connecting import connections, takes_connections  # noqa: E402
 from pytest_llmperf.workloads import Serve  # noqa: E402
 
 LIMIT_S, LIMIT_SHARE = 2e-3, 0.02

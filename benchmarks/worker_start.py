@@ -41,13 +41,18 @@ KINDS = ("forked", "program")
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """One worker: seconds from its start until the model was loaded, and the seconds a token."""
+    """One worker: seconds from its start until the model was loaded, and the seconds a token.
+
+    `first_s` are those of the first run, which compiles; `end_s` those from Close to its end.
+    """
 
     strategy: str
     kind: str
     started: str
     start_s: float
     load_s: float
+    first_s: float
+    end_s: float
     wall_s_per_token: tuple[float, ...]
     cpu_s_per_token: tuple[float, ...]
 
@@ -65,16 +70,20 @@ def measure(plan: LoadPlan, kind: str, workload: Decode, repetitions: int, logs:
         facts = group.call(Open(plan=plan), deadline_s=DEADLINE_S).facts
         start_s = time.perf_counter() - began_s
         process = psutil.Process(group.pids[0])
-        wall_s, cpu_s = [], []
+        wall_s, cpu_s, took_s = [], [], []
         for repetition in range(WARM_UP + repetitions):
             before = process.cpu_times()
             command = Run(workload=workload, repetition=repetition)
+            run_began_s = time.perf_counter()
             trace = group.call(command, deadline_s=DEADLINE_S).run.trace
+            took_s.append(time.perf_counter() - run_began_s)
             after = process.cpu_times()
             request = trace.requests[0]
             wall_s.append((request.events[-1].t_ns - request.t_due_ns) / 1e9)
             cpu_s.append(after.user + after.system - before.user - before.system)
         started = group.started
+        end_began_s = time.perf_counter()
+    end_s = time.perf_counter() - end_began_s
     n_tokens = workload.new_tokens * workload.batch
     return Worker(
         strategy=plan.strategy,
@@ -82,6 +91,8 @@ def measure(plan: LoadPlan, kind: str, workload: Decode, repetitions: int, logs:
         started=started,
         start_s=start_s,
         load_s=facts.load_s,
+        first_s=took_s[0],
+        end_s=end_s,
         wall_s_per_token=tuple(s / n_tokens for s in wall_s[WARM_UP:]),
         cpu_s_per_token=tuple(s / n_tokens for s in cpu_s[WARM_UP:]),
     )
@@ -106,7 +117,9 @@ def report(strategy: str, workers: list[Worker], *, by_cpu: bool) -> str:
         )
         lines.append(
             f"  {kind:8} n={len(levels[kind])} first {by_kind[kind][0].start_s:.2f} s, later "
-            f"{median(later):.2f} s (max {max(later):.2f}) to loaded; spread between "
+            f"{median(later):.2f} s (max {max(later):.2f}) to loaded, first run "
+            f"{median(w.first_s for w in by_kind[kind]):.2f} s, end "
+            f"{median(w.end_s for w in by_kind[kind]):.2f} s; spread between "
             f"{stdev(levels[kind]):.2%}, within {within:.2%}; {by_kind[kind][-1].started}"
         )
     n = len(levels["forked"])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.session.model import Model
     from pytest_llmperf.workloads import (
         Batch,
+        Conversations,
         Decode,
         Prefill,
         PromptSet,
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
         Slo,
         TaskSet,
         Traffic,
+        Turn,
     )
 
 __all__ = [
     "Agreement",
     "Batch",
+    "Conversations",
     "Decode",
     "Estimate",
     "Handle",
@@ -45,6 +48,7 @@ __all__ = [
     "Slo",
     "TaskSet",
     "Traffic",
+    "Turn",
     "accuracy_gate",
     "recovery",
 ]
@@ -54,6 +58,7 @@ _WHERE = {
     "Handle": "pytest_llmperf.session.handle",
     "Model": "pytest_llmperf.session.model",
     "Batch": "pytest_llmperf.workloads",
+    "Conversations": "pytest_llmperf.workloads",
     "Decode": "pytest_llmperf.workloads",
     "Prefill": "pytest_llmperf.workloads",
     "PromptSet": "pytest_llmperf.workloads",
@@ -61,6 +66,7 @@ _WHERE = {
     "Slo": "pytest_llmperf.workloads",
     "TaskSet": "pytest_llmperf.workloads",
     "Traffic": "pytest_llmperf.workloads",
+    "Turn": "pytest_llmperf.workloads",
     "Estimate": "pytest_llmperf.core.verdicts.estimate",
     "NotMeasurable": "pytest_llmperf.core.verdicts.estimate",
     "RunResult": "pytest_llmperf.core.metrics.results",

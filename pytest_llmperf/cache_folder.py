@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pytest_llmperf.errors import UsageError
+from pytest_llmperf.errors import LoadError, UsageError
+
+LOCK_S = 600.0
+"""How long another process may take to write what both need. A conversion takes minutes."""
+_OTHER = "LLMPERF_CACHE names another folder."
 
 
 def cache_dir() -> Path:
@@ -41,3 +46,28 @@ def _without_home() -> Path:
             "set LLMPERF_CACHE to a folder that it can write."
         )
     return folder
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Be the one process that writes a folder of the cache; its parents are made.
+
+    Raises LoadError where another process keeps it for too long, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - only where something is made
+
+    lock = FileLock(f"{folder}.lock", timeout=LOCK_S)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise LoadError(
+            f"{folder} was being written by another process for {LOCK_S:g} s. "
+            f"Let it finish, end it if it is stopped, or give another cache: {_OTHER}"
+        ) from error
+    except OSError as error:
+        raise LoadError(f"the cache cannot be written: {error}. {_OTHER}") from error
+    try:
+        yield
+    finally:
+        lock.release()

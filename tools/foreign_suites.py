@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import venv
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -45,7 +46,6 @@ SUITES = (
     Suite(project="pytest-subtests", needs=("pytest-xdist",)),
     Suite(project="pytest-env"),
     Suite(project="pytest-datadir"),
-    Suite(project="pytest-lazy-fixtures"),
     Suite(project="pytest-freezer"),
     Suite(project="pytest-recording", needs=("pytest-httpbin", "requests", "yarl")),
     Suite(project="pytest-httpserver", needs=("requests", "toml")),
@@ -119,17 +119,23 @@ def _install(suite: Suite, python: Path, folder: Path) -> Path:
 
 
 def _run(suite: Suite, python: Path, tests: Path) -> Outcomes:
-    report = tests / "outcomes.xml"
+    report, log = tests / "outcomes.xml", tests / "output.txt"
     report.unlink(missing_ok=True)
     what = ("--pyargs", suite.module) if suite.module else suite.arguments
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    finished = subprocess.run(
-        [*command, *what], cwd=tests, capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
-    if not report.is_file():
-        raise SystemExit(
-            f"{suite.project}: pytest ended with {finished.returncode}\n{finished.stderr}"
+    # A file, since a process that a test leaves behind would hold a pipe open.
+    with log.open("w") as output, suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            [*command, *what],
+            cwd=tests,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            timeout=LIMIT_S,
+            check=False,
         )
+    if not report.is_file():
+        raise SystemExit(f"{suite.project}: pytest wrote no outcomes\n{log.read_text()[-2000:]}")
     return dict(map(_outcome, ET.parse(report).iter("testcase")))  # noqa: S314 - pytest's
 
 

@@ -154,6 +154,7 @@ def _reduced(
         memory=_memory(repeater, side) if uses_memory else (),
         energy=_energy(repeater, side) if uses_energy else None,
         load_s=model.opened.load_s,
+        startup=model.opened.startup,
     )
     return reduce([side.runs[index].trace for index in valid], repeater.workload, around)
 

@@ -16,6 +16,7 @@ from pytest_llmperf.commands.shared import (
     open_history,
     print_json,
     print_table,
+    require_known,
     store_option,
 )
 from pytest_llmperf.errors import UsageError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.history.store import Store
 
 BASE = "base"
+LAST = "last"
 EXIT_COMPARED_NOTHING = 6
 _MIN_PREFIX = 4
 _HEADER = (
@@ -44,10 +46,14 @@ _HEADER = (
 @click.command(
     "compare",
     short_help="Before and after: values, ratios, verdicts.",
-    epilog=example("llmperf compare before.jsonl after.jsonl --metric throughput:5%"),
+    epilog=example(
+        "llmperf compare before.jsonl after.jsonl --metric throughput:5%",
+        "llmperf compare last",
+        "llmperf compare test_speed",
+    ),
 )
 @click.argument("before", metavar="A")
-@click.argument("after", metavar="B")
+@click.argument("after", metavar="[B]", required=False)
 @click.option(
     "--metric",
     metavar="METRIC[:LIMIT]",
@@ -64,7 +70,7 @@ _HEADER = (
 @json_option
 def compare_command(
     before: str,
-    after: str,
+    after: str | None,
     metric: tuple[str, ...],
     store: str | None,
     as_json: bool,
@@ -73,8 +79,9 @@ def compare_command(
     """What was measured before (A) and after (B): values, ratio, interval, verdict.
 
     A and B each name a JSON-lines file, or in the store a record, a session, a series (by its id,
-    of which the first letters suffice) or a git commit. 'base' as A is what --llmperf-against
-    measured B against.
+    of which the first letters suffice), a git commit, or 'last', the newest session. 'base' as A is
+    what --llmperf-against measured B against. With A alone, 'last' or a part of tests' names, the
+    newest session is compared with what the same tests measured in the session before it.
 
     A and B may also be two servers (a URL, image:NAME, command:…, program:PATH, args:…): they are
     measured side by side now.
@@ -88,12 +95,16 @@ def compare_command(
     )
     from pytest_llmperf.settings.limits import parse_limits  # noqa: PLC0415
 
-    if are_servers(before, after):
+    if after is not None and are_servers(before, after):
         arguments = [f"--llmperf-against-limits={','.join(metric)}"] if metric else []
         arguments += [f"--llmperf-store={store}"] if store else []
         raise SystemExit(compare_servers(before, after, Work(**served), arguments))
     limits = parse_limits(",".join(metric), "--metric")
-    changes = _changes(before, _records(after, store), store, limits)
+    if after is None:
+        sides = _last_and_before(before, store)
+        changes = _contrast(*sides, limits)
+    else:
+        changes = _changes(before, _records(after, store), store, limits)
     if as_json:
         print_json({"before": before, "after": after, "rows": changes})
     elif changes:
@@ -108,11 +119,19 @@ def compare_command(
 def _changes(
     before: str, newer: Sequence[Record], store: str | None, limits: Mapping[str, float]
 ) -> list[Change]:
-    from pytest_llmperf.gate.contrast import contrast, side_by_side  # noqa: PLC0415
+    from pytest_llmperf.gate.contrast import side_by_side  # noqa: PLC0415
 
     if before == BASE:
         return side_by_side(newer, limits)
-    return contrast(_records(before, store), newer, limits)
+    return _contrast(_records(before, store), newer, limits)
+
+
+def _contrast(
+    older: Sequence[Record], newer: Sequence[Record], limits: Mapping[str, float]
+) -> list[Change]:
+    from pytest_llmperf.gate.contrast import contrast  # noqa: PLC0415
+
+    return contrast(older, newer, limits)
 
 
 def _exit_code(changes: Sequence[Change]) -> int:
@@ -133,6 +152,41 @@ def _records(selector: str, store: str | None) -> list[Record]:
     return _stored_records(selector, store)
 
 
+def _last_and_before(what: str, store: str | None) -> tuple[list[Record], list[Record]]:
+    """Return what was measured before the newest session, and in it: of all tests, or of some.
+
+    Raises UsageError where there is no such test, or nothing before.
+    """
+    with open_history(store) as opened:
+        if what != LAST:
+            require_known([what], opened)
+        newer = _newest_session(opened, "" if what == LAST else what)
+        older = [record for new in newer for record in _before(opened, new)]
+    if not older:
+        raise UsageError(
+            f"{what!r}: nothing was measured before the newest session of it. 'llmperf history' "
+            "lists what there is; A and B each name a record, a session or a file."
+        )
+    return list({record.id: record for record in older}.values()), newer
+
+
+def _newest_session(store: Store, part: str) -> list[Record]:
+    """Return the records of the newest session that measured a test with `part` in its name."""
+    newest = next((record for record in store.records() if part in record.test), None)
+    if newest is None:
+        return []
+    return [record for record in store.find(newest.session_id) if part in record.test]
+
+
+def _before(store: Store, record: Record) -> list[Record]:
+    """Return what the session before measured of a record's series."""
+    from pytest_llmperf.history.identity import series_key  # noqa: PLC0415
+
+    series = store.records(series=series_key(record))
+    older = [other for other in series if other.session_id != record.session_id]
+    return [other for other in older if other.session_id == older[0].session_id]
+
+
 def _require_length_of_id(selector: str) -> None:
     if len(selector) < _MIN_PREFIX:
         raise UsageError(
@@ -147,13 +201,15 @@ def _stored_records(selector: str, store: str | None) -> list[Record]:
 
 
 def _find(store: Store, selector: str) -> list[Record]:
+    if selector == LAST:
+        return _newest_session(store, "")
     return store.find(selector) or store.find_commit(_commit(selector))
 
 
 def _refuse_unknown(selector: str, store_name: str) -> NoReturn:
     raise UsageError(
         f"{selector!r} is no file, and in {store_name} no record, session, series or commit "
-        "begins with it. 'llmperf history --json' shows their ids."
+        "begins with it. 'llmperf history' shows their ids."
     )
 
 

@@ -13,8 +13,8 @@ from pytest_llmperf.commands.shared import (
     json_option,
     open_history,
     print_json,
-    print_table,
     project_root,
+    require_known,
     require_metric,
     store_option,
 )
@@ -31,18 +31,8 @@ _TELLING = 20
 """Newest points of a series that tell whether its sessions measure several models."""
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
-_HEADER = (
-    "test",
-    "workload",
-    "model",
-    "strategy",
-    "runs",
-    "value",
-    "interval",
-    "samples",
-    "age",
-    "outcome",
-)
+_ID_LENGTH = 8
+"""Letters of an id: `llmperf compare` and `llmperf accept` take as many."""
 
 
 class _Shown(NamedTuple):
@@ -102,6 +92,7 @@ def history_command(
 ) -> None:
     """The series in the store and their last values. TEST is a node id or a part of one."""
     with open_history(store) as opened:
+        require_known([test] if test else [], opened)
         series = _matching(opened, test)
         require_metric(opened, metric)
         rows = [row for one in series for row in _shown(opened, one, metric, limit)]
@@ -110,7 +101,7 @@ def history_command(
             print_json(_document(opened, rows, changed))
         else:
             _print_notices(opened)
-            _print(rows, changed, empty=_nothing(test, opened.public_url))
+            _print(rows, changed, empty=_nothing(opened.public_url))
     if fail_on_change and any(row.changes.unaccepted for row in changed or ()):
         raise SystemExit(1)
 
@@ -238,7 +229,33 @@ def _print(rows: Sequence[_Shown], changed: Sequence[_Changed] | None, *, empty:
 
 
 def _print_series(rows: Sequence[_Shown]) -> None:
-    print_table([cells for row in rows for cells in _series_cells(row)], _HEADER)
+    """Print the series below the name of their test, each with its values, newest first."""
+    by_test: dict[str, list[_Shown]] = {}
+    for row in rows:
+        by_test.setdefault(row.series.test, []).append(row)
+    for test, shown in by_test.items():
+        click.echo(encodable(test))
+        for row in shown:
+            click.echo(encodable(f"  {_series_line(row.series)}"))
+            for line in _aligned(_point_rows(row)):
+                click.echo(encodable(f"    {line}"))
+
+
+def _series_line(series: Series) -> str:
+    label = f" ({series.label})" if series.label else ""
+    runs = f"{series.n} run{'' if series.n == 1 else 's'}"
+    names = (f"{series.strategy}{label}", series.workload_text, series.model)
+    return f"{', '.join(names)}: {runs}, series {series.key[:_ID_LENGTH]}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    from pytest_llmperf.report.table import display_width, pad  # noqa: PLC0415
+
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(pad(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in rows
+    ]
 
 
 def _print_changes(changed: Sequence[_Changed]) -> None:
@@ -247,21 +264,16 @@ def _print_changes(changed: Sequence[_Changed]) -> None:
         click.echo(encodable(line))
 
 
-def _nothing(test: str | None, store_name: str) -> str:
-    if test is None:
-        return f"The history {store_name} is empty. A pytest run with llmperf tests fills it."
-    return f"No test in {store_name} has {test!r} in its name. 'llmperf history' lists them all."
+def _nothing(store_name: str) -> str:
+    return f"The history {store_name} is empty. A pytest run with llmperf tests fills it."
 
 
-def _series_cells(row: _Shown) -> list[tuple[str, ...]]:
-    """One row a value, newest first; the series is named in the first."""
+def _point_rows(row: _Shown) -> list[tuple[str, ...]]:
+    """Return the cells of each value, newest first: what it is, how old, and its record's id."""
     series = row.series
-    test = f"{series.test} ({series.label})" if series.label else series.test
-    names = (test, series.workload_text, series.model, series.strategy, str(series.n))
-    without_points = ("-", "", "", _age(series.last_created), series.last_outcome)
-    first, *others = map(_point_cells, row.points) if row.points else [without_points]
-    blank = ("",) * len(names)
-    return [(*names, *first), *((*blank, *cells) for cells in others)]
+    if not row.points:
+        return [("-", "", "", _age(series.last_created), series.last_outcome, "")]
+    return list(map(_point_cells, row.points))
 
 
 def _point_cells(point: Point) -> tuple[str, ...]:
@@ -271,7 +283,9 @@ def _point_cells(point: Point) -> tuple[str, ...]:
         format_value,
     )
 
-    last_cells = (str(point.n), _age(point.created), point.outcome)
+    record = f"record {point.record_id[:_ID_LENGTH]}"
+    samples = f"{point.n} sample{'' if point.n == 1 else 's'}"
+    last_cells = (samples, _age(point.created), point.outcome, record)
     if point.value is None:
         return (NOT_MEASURABLE, "", *last_cells)
     interval = format_interval(point.value, point.low, point.high, point.unit)

@@ -70,7 +70,7 @@ def _markdown(chosen: Chosen) -> str:
     from pytest_llmperf.gate.lineage import Lineage  # noqa: PLC0415
     from pytest_llmperf.history import accept  # noqa: PLC0415
     from pytest_llmperf.plugin.files.before_after import compared, gate_limits  # noqa: PLC0415
-    from pytest_llmperf.report.markdown import comment  # noqa: PLC0415
+    from pytest_llmperf.report.markdown import comment, origin  # noqa: PLC0415
 
     limits = gate_limits(project_root(), chosen.metric)
     return comment(
@@ -81,6 +81,7 @@ def _markdown(chosen: Chosen) -> str:
             limits,
             Lineage(project_root()),
         ),
+        origin=origin(chosen.records),
         notes=[chosen.scope],
     )
 

@@ -182,8 +182,8 @@ def _report_imported(
     if changes:
         print_changes(changes)
     click.echo(
-        f"{counts['new']} records imported to {store_name}; {counts['known']} were there already, "
-        f"{counts['finished']} got their outcome, {counts['accepted']} accepted changes added"
+        f"{counts['new']} records imported to {store_name}; {counts['known']} already present, "
+        f"{counts['finished']} outcomes updated, {counts['accepted']} accepted changes added"
     )
 
 

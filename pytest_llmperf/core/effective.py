@@ -282,7 +282,9 @@ class Effective(Suggests, Struct, frozen=True, kw_only=True):
     `tensor_parallel` names the code that carries out tensor parallelism ("transformers 5.23.0",
     "pytest-llmperf"), and is "" where none does. `other_matrices` are those that are no linear
     layers. `stored_quantized` names what quantized layers that were not asked for: the checkpoint
-    is stored so. `server_settings` are those of a server, proved or not.
+    is stored so. `compiled_share` is the share of the products with weights that ran in compiled
+    graphs in the last run, 0 to 1; None where nothing is compiled or an engine does not tell.
+    `server_settings` are those of a server, proved or not.
     """
 
     engine: str
@@ -316,6 +318,7 @@ class Effective(Suggests, Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     stored_quantized: str = ""
     computes: tuple[ComputeGroup, ...] = ()
+    compiled_share: float | None = None
     server_settings: tuple[ServerSetting, ...] = ()
 
     @property

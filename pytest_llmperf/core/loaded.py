@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.metrics.serving import ServingTrace
-from pytest_llmperf.core.trace import Mark, MemoryGauges, StepCost, Trace
+from pytest_llmperf.core.trace import Mark, MemoryGauges, Startup, StepCost, Trace
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True):
@@ -16,8 +16,10 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
 
     `content_hash` identifies the weights and the config that were read (or the seed of random
     ones); `base_hash` identifies the model alone where `content_hash` covers adapters too.
+    `reference_key` is of what else decides its outputs: code, configuration, buffers, tokenizer.
     `special_ids` are the ids of the vocabulary that no text contains: markers, and rows that only
     pad the embedding. `not_read` says what lies beside the model, looks like it and was not loaded.
+    `startup` has the phases of a server's start.
     """
 
     effective: Effective
@@ -29,8 +31,10 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     device_facts: dict[str, Any]
     memory: MemoryGauges
     base_hash: str = ""
+    reference_key: str = ""
     special_ids: tuple[int, ...] = ()
     not_read: tuple[str, ...] = ()
+    startup: Startup | None = None
 
 
 class Description(Struct, frozen=True, kw_only=True):

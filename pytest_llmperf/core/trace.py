@@ -32,6 +32,7 @@ class RequestTrace(Struct, frozen=True, kw_only=True):
     `n_cached_tokens` of its prompt came from a prefix cache, as the server says; `t_last_ns` is
     when the message came that bounds its output, where that is later than the last event. Elsewhere
     they are 0. `untimed` says what the messages of a server do not tell of the times of its tokens.
+    `turn` is the number of a turn of a conversation, from 1; 0 for a request that is none.
     """
 
     n_prompt_tokens: int
@@ -43,6 +44,7 @@ class RequestTrace(Struct, frozen=True, kw_only=True):
     n_cached_tokens: int = 0
     t_last_ns: int = 0
     untimed: Untimed = ""
+    turn: int = 0
 
     @property
     def ended_ns(self) -> int:
@@ -93,6 +95,7 @@ class MemoryGauges(Struct, frozen=True, kw_only=True):
 
     A gauge is None, with its reason in `reasons`, where this machine cannot tell it; it is never 0
     for unknown. `peak` holds the weights; `growth` is what it is above what was there before.
+    `kv_tokens` is no number of bytes: the tokens that a server's KV cache holds.
     """
 
     weights: int
@@ -102,7 +105,23 @@ class MemoryGauges(Struct, frozen=True, kw_only=True):
     process: int | None = None
     device: int | None = None
     kv_cache: int | None = None
+    kv_tokens: int | None = None
     reasons: dict[str, str] = {}
+
+
+class Startup(Struct, frozen=True, kw_only=True):
+    """How a server started, in s: None where a phase is not known.
+
+    `process_s` is what was neither of the others before it was healthy (imports, configuration,
+    profiling), `weights_s` reading the weights, `compile_s` compiling and capturing graphs, as its
+    log says, and `warm_s` from healthy to its first answer. `reason` says why phases are missing.
+    """
+
+    process_s: float | None = None
+    weights_s: float | None = None
+    compile_s: float | None = None
+    warm_s: float | None = None
+    reason: str = ""
 
 
 class EnergyReading(Struct, frozen=True, kw_only=True):

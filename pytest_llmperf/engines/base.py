@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import ModuleError
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
 from pytest_llmperf.core.plan import LoadPlan
@@ -126,6 +127,25 @@ class ComparesReferences(Protocol):
 
     def compare_reference(self, path: str, batch: int, /) -> tuple[PromptComparison, ...]:
         """Compare with the reference at `path`, teacher-forced and free-running."""
+
+
+@runtime_checkable
+class ShowsLayers(Protocol):
+    """A loaded model whose layers can be looked at. See `outputs.layers`.
+
+    `path` is that of a reference, `prompts` the places of some of its prompts, and `inside` the
+    path of a layer, or empty for all layers.
+    """
+
+    def write_layers(
+        self, path: str, prompts: tuple[int, ...], inside: str, dtype: str, file: str, /
+    ) -> tuple[ModuleError, ...]:
+        """Write the outputs to `file`, and return how far `dtype`'s rounding moves them."""
+
+    def compare_layers(
+        self, path: str, prompts: tuple[int, ...], inside: str, file: str, /
+    ) -> tuple[ModuleError, ...]:
+        """Return how far the outputs are from those in `file`. Raises UsageError."""
 
 
 @runtime_checkable

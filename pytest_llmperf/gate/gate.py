@@ -8,6 +8,7 @@ from dataclasses import replace as changed
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.record import MetricValue, Record
 from pytest_llmperf.core.verdicts.against_history import (
     P_SINGLE,
@@ -64,6 +65,7 @@ class Gate:
         self._clock = clock
         self._again_s = 0.0
         self._n_judged = self._n_failed = self._n_compared = 0
+        self._changes: list[Change] = []
         self.planned_tests = 1
 
     def judge(
@@ -89,7 +91,11 @@ class Gate:
             metrics = self._measured_again(metrics, again)
         self._n_failed += sum(metric.failed for metric in metrics)
         self._n_compared += sum(metric.comparison is not None for metric in metrics)
-        self.keep([self._finding(self._waived(metric)) for metric in metrics])
+        metrics = [self._waived(metric) for metric in metrics]
+        self._changes += [
+            metric.change(metric.comparison) for metric in metrics if metric.comparison is not None
+        ]
+        self.keep(list(map(self._finding, metrics)))
 
     def missing(self, test: str, session_id: str, recorded: Sequence[Record]) -> None:
         """Say which runs of the test's last accepted session it has not made again.
@@ -115,6 +121,11 @@ class Gate:
         """How many series were compared with accepted sessions since the last call."""
         n_compared, self._n_compared = self._n_compared, 0
         return n_compared
+
+    def take_changes(self) -> list[Change]:
+        """Return each compared metric before and after, since the last call."""
+        changes, self._changes = self._changes, []
+        return changes
 
     @cached_property
     def _reviewed(self) -> Reviewed:

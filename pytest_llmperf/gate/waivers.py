@@ -26,7 +26,7 @@ _EXAMPLE = (
 )
 
 
-UNREADABLE = (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError)
+UNREADABLE = (ValueError, OSError, RecursionError)
 """What reading a file raises that is no TOML."""
 
 

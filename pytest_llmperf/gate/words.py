@@ -132,7 +132,7 @@ def below_floor(test: str, metric: str, limit: float, calibrated: Calibrated) ->
 
 def how_to_accept(test: str, series: str) -> str:
     """What to do where a failure was no accident."""
-    return f"{test}: if that change was meant, 'llmperf accept {series} --reason …' makes it so"
+    return f"{test}: is this change intended? Run: llmperf accept {series} --reason '…'"
 
 
 def needless_waiver(test: str, metric: str, waiver: Waiver, file: str) -> str:

@@ -56,6 +56,8 @@ def parse(url: str, folder: Path) -> Address:
 def _checked(url: str) -> URL:
     """Return the URL with the driver that is used for its dialect. Raises StoreError as `parse`."""
     prefix = f"store URL {masked(url)!r}"
+    if not _is_text(url):
+        raise StoreError(f"{prefix} has a character that no URL can have. {CHOICES}")
     parsed = _parsed(url, prefix)
     dialect = parsed.drivername
     if dialect not in _DRIVERS:
@@ -72,6 +74,14 @@ def _parsed(url: str, prefix: str) -> URL:
         return make_url(url)
     except (ArgumentError, ValueError) as error:
         raise StoreError(f"{prefix} is not a URL.{_path_hint(url)} {CHOICES}") from error
+
+
+def _is_text(url: str) -> bool:
+    """Whether a URL has no half of a character (a byte that was no UTF-8), and no NUL."""
+    try:
+        return b"\0" not in url.encode() and "%00" not in url
+    except UnicodeEncodeError:
+        return False
 
 
 def _path_hint(url: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_llmperf.plain_text import shown
 from pytest_llmperf.plugin.files.ci import say_of_session
 from pytest_llmperf.plugin.gate_watch import EXIT_JUDGED_NOTHING
 
@@ -45,4 +46,4 @@ class AgainstWatch:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say so."""
         if self._compared_nothing:
-            terminalreporter.write_line(f"llmperf: {self._problem}", red=True)
+            terminalreporter.write_line(shown(f"llmperf: {self._problem}"), red=True)

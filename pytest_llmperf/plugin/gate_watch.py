@@ -15,6 +15,7 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.gate.collection import Collected, Collecting, received
 from pytest_llmperf.gate.waivers import Waiver, Waivers
+from pytest_llmperf.plain_text import shown
 from pytest_llmperf.plugin.files.ci import say_of_session
 
 EXIT_JUDGED_NOTHING = 6
@@ -110,9 +111,9 @@ class GateWatch:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print what is wrong with the session."""
         for line in self._lines:
-            terminalreporter.write_line(f"llmperf: {line}", yellow=True)
+            terminalreporter.write_line(shown(f"llmperf: {line}"), yellow=True)
         for line in self._all_failures():
-            terminalreporter.write_line(f"llmperf: {line}", red=True)
+            terminalreporter.write_line(shown(f"llmperf: {line}"), red=True)
 
     def _all_failures(self) -> list[str]:
         """Return what is wrong with waivers and tests, and that nothing was judged."""

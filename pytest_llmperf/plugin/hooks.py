@@ -17,6 +17,7 @@ from pytest_llmperf.names import (
     NAMED_FIXTURES,
     RANKS_MARKER,
 )
+from pytest_llmperf.plain_text import shown
 from pytest_llmperf.plugin.bodies import HOOKS_PLUGIN
 from pytest_llmperf.plugin.bodies.hooks import Bodies
 from pytest_llmperf.plugin.files.ci import FILES, open_ci, say_of_session
@@ -113,10 +114,14 @@ def _register_files(config: pytest.Config) -> None:
         from pytest_llmperf.plugin.registration import write_benchmark_file  # noqa: PLC0415
 
         write_benchmark_file(config, file)
+    if (file := value("json")) and not (value("json-append") or _measures_nothing(config)):
+        from pytest_llmperf.plugin.registration import start_json_file  # noqa: PLC0415
+
+        start_json_file(config, file)
     if file := value("html"):
         from pytest_llmperf.plugin.registration import write_html_file  # noqa: PLC0415
 
-        write_html_file(config, file, value("store"))
+        write_html_file(config, file, value)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -253,7 +258,7 @@ def pytest_terminal_summary(
 
         write(terminalreporter, config, reports, disabled=value_of(config)("disable"))
     for lost in dict.fromkeys(config.stash.get(LOST, None) or ()):
-        terminalreporter.write_line(f"llmperf: {lost}", red=True)
+        terminalreporter.write_line(shown(f"llmperf: {lost}"), red=True)
 
 
 @pytest.hookimpl(trylast=True)
@@ -375,6 +380,10 @@ def _open_ci(config: pytest.Config) -> None:
     plugin = open_ci(config, files, make)
     if plugin is not None:
         config.pluginmanager.register(plugin, "llmperf-ci")
+
+
+def _measures_nothing(config: pytest.Config) -> bool:
+    return config.option.collectonly or _only_plans(config) or value_of(config)("disable")
 
 
 def _only_plans(config: pytest.Config) -> bool:

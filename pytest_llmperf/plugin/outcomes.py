@@ -29,6 +29,16 @@ def ending(
     }
 
 
+def place_of(item: pytest.Item) -> list[str | int]:
+    """Return where a test stands: its file, its line, and the numbers of its parameters.
+
+    Tests are run in another order, and xdist's workers report in one of their own.
+    """
+    file, line, _ = item.location
+    indices = getattr(getattr(item, "callspec", None), "indices", {})
+    return [file, line or 0, *indices.values()]
+
+
 def is_expected_failure(report: pytest.TestReport) -> bool:
     """Whether the test is marked `xfail`, whatever became of it."""
     return hasattr(report, "wasxfail")

@@ -64,9 +64,30 @@ def write_benchmark_file(config: pytest.Config, file: str) -> None:
     config.pluginmanager.register(plugin, "llmperf-benchmark-file")
 
 
-def write_html_file(config: pytest.Config, file: str, store: str) -> None:
+def start_json_file(config: pytest.Config, file: str) -> None:
+    """Remove the records of an earlier session from the file of --llmperf-json."""
+    from pytest_llmperf.report.json_lines import start_anew  # noqa: PLC0415
+
+    start_anew(config.rootpath / file)
+
+
+def _judged(value: Value) -> str:
+    """Say what judges the session: its gate or another version; "" for neither."""
+    if value("disable"):
+        return "nothing (--llmperf-disable)"
+    if parse_gate(value("gate")) is not None:
+        limits = "" if value("gate") == "on" else f" ({value('gate')})"
+        return f"held against accepted sessions{limits}"
+    return ""
+
+
+def write_html_file(config: pytest.Config, file: str, value: Value) -> None:
     """Write the HTML report at the end."""
     from pytest_llmperf.plugin.files.html import HtmlFile  # noqa: PLC0415
 
-    plugin = HtmlFile(config.rootpath / file, store=store, root=config.rootpath)
+    store = value("store")
+
+    plugin = HtmlFile(
+        config.rootpath / file, store=store, root=config.rootpath, judged=_judged(value)
+    )
     config.pluginmanager.register(plugin, "llmperf-html-file")

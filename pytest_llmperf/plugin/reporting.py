@@ -16,7 +16,7 @@ from pytest_llmperf.plain_text import shown
 from pytest_llmperf.plugin.body_end import judge_end
 from pytest_llmperf.plugin.declarations import Declarations
 from pytest_llmperf.plugin.files.benchmark import TIMES
-from pytest_llmperf.plugin.outcomes import ending, is_expected_failure, skip_reason
+from pytest_llmperf.plugin.outcomes import ending, is_expected_failure, place_of, skip_reason
 from pytest_llmperf.plugin.stash import FINDINGS
 from pytest_llmperf.report.live import LiveLine
 from pytest_llmperf.session.session import LlmperfSession
@@ -68,7 +68,7 @@ class Reporter:
         self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None
     ) -> None:
         findings = item.stash.get(FINDINGS, [])
-        carried = self._carried(report, error, findings)
+        carried = self._carried(report, error, findings) | {"place": place_of(item)}
         report.llmperf = carried  # type: ignore[attr-defined]
         if getattr(item.config.option, "xmlpath", None):
             self._set_junit_properties(item)
@@ -151,6 +151,7 @@ class SessionReporter(Reporter):
             "notes": self._core.take_notes(),
             "store": self._core.recorder.place,
             "judged": 0 if gate is None else gate.take_compared(),
+            "changes": [] if gate is None else list(map(msgspec.to_builtins, gate.take_changes())),
             "compared": 0 if comparison is None else comparison.take_compared(),
         }
 

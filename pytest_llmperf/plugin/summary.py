@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.record import NOT_RUNS, Record
 from pytest_llmperf.plugin.stash import stated_reason
 from pytest_llmperf.report.terminal import write_summary
@@ -34,15 +35,34 @@ def write(
     records = _records(carried)
     write_summary(
         terminal,
-        # Sorted, so that it is the same under xdist.
-        sorted(_printed(records), key=lambda record: (record.test, record.created)),
+        _in_file_order(_printed(records), carried),
         _reasons(carried, "SKIPPED"),
         _reasons(carried, "INVALID"),
         [*_notes(carried, records), *_note_on_idle(carried, disabled=disabled)],
         config.get_verbosity(),
         errors=_reasons(carried, "ERROR"),
         expected={outcome: _reasons(carried, outcome) for outcome in ("XFAIL", "XPASS")},
+        changes=[
+            msgspec.convert(change, Change)
+            for _, contents in carried
+            for change in contents.get("changes", ())
+        ],
     )
+
+
+def _in_file_order(records: Sequence[Record], carried: Carried) -> list[Record]:
+    """Return the runs in the order in which their tests stand in their files."""
+    places = {nodeid: contents["place"] for nodeid, contents in carried if contents.get("place")}
+
+    def place(record: Record) -> tuple[Any, ...]:
+        return (*places.get(record.test, (record.test, 0)), record.created)
+
+    return sorted(records, key=lambda record: tuple(map(_sortable, place(record))))
+
+
+def _sortable(part: str | int) -> tuple[int, str]:
+    """Order numbers by size and before texts."""
+    return (part, "") if isinstance(part, int) else (-1, part)
 
 
 def _records(carried: Carried) -> list[Record]:

@@ -1,9 +1,10 @@
-"""Records as JSON lines: one record a line, appended at once, by any number of processes."""
+"""Records as JSON lines: one record a line, appended by any number of processes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,13 @@ class JsonLines:
                 "Is the disk full?"
             )
 
+    def open(self) -> None:
+        """Open the file, and make it where it is not there. Raises StoreError."""
+        try:
+            self._open()
+        except OSError as error:
+            raise StoreError(f"JSON lines file {self.path} cannot be written: {error}.") from error
+
     def close(self) -> None:
         """Close the file; a later append opens it again."""
         if self._descriptor is not None:
@@ -88,6 +96,13 @@ class JsonLines:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def start_anew(path: Path) -> None:
+    """Remove the lines of an earlier session. What cannot be removed is an error of `open`."""
+    with suppress(OSError):
+        if path.is_file():
+            path.unlink()
 
 
 def read(path: str | Path) -> Iterator[Record | BadLine]:

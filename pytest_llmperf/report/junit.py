@@ -31,13 +31,40 @@ def properties(records: Sequence[Record]) -> list[tuple[str, str]]:
 
     `.reason` where not measurable.
 
-    A test with several runs has them as `llmperf[2].throughput`, in their order. Numbers are in the
-    unit, never prefixed.
+    A test with several runs has them as `llmperf[2].throughput`, in their order, and what the gate
+    measured again as `llmperf.again[1].throughput`. Numbers are in the unit, never prefixed.
     """
-    if len(records) == 1:
-        return _unique(list(_of_run(PREFIX, records[0])))
-    runs = (_of_run(f"{PREFIX}[{i}]", record) for i, record in enumerate(records, start=1))
+    names = _names(records)
+    runs = (_of_run(name, record) for name, record in zip(names, records, strict=True))
     return _unique(list(chain.from_iterable(runs)))
+
+
+def _names(records: Sequence[Record]) -> list[str]:
+    """Return what the properties of each run begin with.
+
+    What the gate measured again is counted below the run that it repeats, whose name stays.
+    """
+    first_runs = [record for record in records if _attempt(record) == 1]
+    numbered = [f"{PREFIX}[{i}]" for i in range(1, len(first_runs) + 1)]
+    prefixes = [PREFIX] if len(first_runs) == 1 else numbered
+    by_work: dict[tuple[str, ...], str] = {}
+    for record, prefix in zip(first_runs, prefixes, strict=True):
+        by_work.setdefault(_work(record), prefix)
+    remaining = iter(prefixes)
+    return [
+        next(remaining)
+        if _attempt(record) == 1
+        else f"{by_work.get(_work(record), PREFIX)}.again[{_attempt(record) - 1}]"
+        for record in records
+    ]
+
+
+def _attempt(record: Record) -> int:
+    return int(record.extra.get("attempt", 1))
+
+
+def _work(record: Record) -> tuple[str, ...]:
+    return record.label, record.workload_key, record.strategy, record.engine, record.model
 
 
 def _of_run(run: str, record: Record) -> Iterator[tuple[str, str]]:

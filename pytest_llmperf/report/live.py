@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -18,6 +19,11 @@ from pytest_llmperf.core.format import format_duration
 from pytest_llmperf.report.table import display_width, shorten, showable, take, without_file
 
 INTERVAL_S = 0.2
+TICK_S = 1.0
+"""How often the clock of a phase goes on by itself."""
+
+_LONG_S = 3
+"""A phase that took so long shows its clock, where its text has none."""
 _ERASE_LINE = "\r\x1b[2K"
 _UP = "\x1b[1A"
 
@@ -46,34 +52,63 @@ class LiveLine:
         self._clock = clock
         self._written_at_s = -INTERVAL_S
         self._phase: tuple[str, str] | None = None
+        self._began_s = 0.0
+        self._shown: tuple[str, float | None] = ("", None)
         self._restore = ""
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+
+    def start_clock(self) -> None:
+        """Let the clock of the phase go on between updates, in a thread of its own."""
+        threading.Thread(target=self._tick, name="llmperf-live", daemon=True).start()
+
+    def _tick(self) -> None:
+        while not self._closed.wait(TICK_S):
+            self.tick()
+
+    def tick(self) -> None:
+        """Write the line anew with the clock of now, where there is a line."""
+        with self._lock:
+            if self._restore and self._phase is not None:
+                self._rewrite(*self._phase, *self._shown)
 
     def update(self, test: str, phase: str, detail: str = "", eta_s: float | None = None) -> None:
         """Show "test  phase detail, about 6 s left".
 
         An update too soon after the last is dropped unless the phase is new.
         """
-        t_s = self._clock()
-        is_too_soon = (test, phase) == self._phase and t_s - self._written_at_s < INTERVAL_S
-        if not self.enabled or is_too_soon:
-            return
+        with self._lock:
+            t_s = self._clock()
+            is_too_soon = (test, phase) == self._phase and t_s - self._written_at_s < INTERVAL_S
+            if not self.enabled or is_too_soon:
+                return
+            if (test, phase) != self._phase:
+                self._began_s = t_s
+            self._rewrite(test, phase, detail, eta_s)
+
+    def _rewrite(self, test: str, phase: str, detail: str, eta_s: float | None) -> None:
         begin = _ERASE_LINE if self._restore else self._begin()
         if begin is None:
             return
+        t_s = self._clock()
         self._phase, self._written_at_s = (test, phase), t_s
-        self._write(begin + self._fit(test, _activity(phase, detail, eta_s)))
+        self._shown = (detail, eta_s)
+        activity = _activity(phase, detail, eta_s, t_s - self._began_s)
+        self._write(begin + self._fit(test, activity))
 
     def clear(self) -> None:
         """Erase the line and put the cursor back where pytest left it.
 
         Does nothing when no line is shown.
         """
-        if self._restore:
-            self._write(_ERASE_LINE + self._restore)
-        self._restore, self._phase = "", None
+        with self._lock:
+            if self._restore:
+                self._write(_ERASE_LINE + self._restore)
+            self._restore, self._phase = "", None
 
     def close(self) -> None:
         """Clear, show nothing from now on, and close the stream."""
+        self._closed.set()
         self.clear()
         self.give_up()
         with suppress(OSError):  # what a terminal that went away did not take
@@ -81,7 +116,8 @@ class LiveLine:
 
     def give_up(self) -> None:
         """Show nothing from now on, and leave the terminal as it is: somebody else writes to it."""
-        self.enabled, self._restore = False, ""
+        with self._lock:
+            self.enabled, self._restore = False, ""
 
     def _begin(self) -> str | None:
         """Return how to get to the line; sets how to get back.
@@ -164,6 +200,7 @@ def open_live(config: pytest.Config) -> LiveLine:
     )
     config.pluginmanager.register(ClearBeforeReports(live), "llmperf-live")
     config.add_cleanup(live.close)
+    live.start_clock()
     return live
 
 
@@ -206,6 +243,10 @@ def _columns(stream: TextIO) -> int:
         return 0
 
 
-def _activity(phase: str, detail: str, eta_s: float | None) -> str:
+def _activity(phase: str, detail: str, eta_s: float | None, since_s: float) -> str:
+    """Return what the test does, with the time that is left or, where none is known, its clock."""
     text = f"{phase} {detail}".rstrip()
-    return text if eta_s is None else f"{text}, about {format_duration(max(1.0, eta_s))} left"
+    if eta_s is not None:
+        return f"{text}, about {format_duration(max(1.0, eta_s))} left"
+    has_clock = " s of " in detail
+    return text if has_clock or since_s < _LONG_S else f"{text}, {format_duration(since_s)}"

@@ -14,6 +14,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pytest_llmperf.core.change import Change
+from pytest_llmperf.core.environment import device_names
+from pytest_llmperf.core.format import MISSING
+from pytest_llmperf.core.record import Environment, Record
+from pytest_llmperf.report.before_after import signed_percent
 from pytest_llmperf.report.changes import labelled_test, number_cells
 from pytest_llmperf.report.summary import status
 from pytest_llmperf.report.table import shorten, showable
@@ -48,7 +52,7 @@ _HEADER = (
     "metric",
     "before",
     "after",
-    "ratio",
+    "change",
     "99 % interval",
     "verdict",
 )
@@ -65,7 +69,32 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [_row(header), _row(["---"] * len(header)), *map(_row, rows)]
 
 
-def comment(changes: Sequence[Change], *, title: str = "llmperf", notes: Sequence[str] = ()) -> str:
+def origin(records: Iterable[Record]) -> str:
+    """Where records were measured, and of which commit: a line of Markdown; "" without records."""
+    environments = [record.environment for record in records]
+    devices = dict.fromkeys(name for one in environments for name in device_names(one)[:1])
+    commits = dict.fromkeys(filter(None, map(_commit, environments)))
+    parts = [f"Measured on {', '.join(map(code, devices))}" if devices else ""]
+    parts += [f"commit {', '.join(map(code, commits))}" if commits else ""]
+    return ", ".join(filter(None, parts))
+
+
+def _commit(environment: Environment) -> str:
+    facts = environment.facts
+    if not facts.get("git_commit"):
+        return ""
+    branch = f" of {facts['git_branch']}" if facts.get("git_branch") else ""
+    dirty = " with uncommitted changes" if facts.get("git_dirty") else ""
+    return f"{str(facts['git_commit'])[:12]}{branch}{dirty}"
+
+
+def comment(
+    changes: Sequence[Change],
+    *,
+    title: str = "llmperf",
+    origin: str = "",
+    notes: Sequence[str] = (),
+) -> str:
     """The body: counts of verdicts, the rows with the worst first, reasons, and what went wrong.
 
     Runs are counted, each by its worst row. Reasons say why nothing was compared or decided. Rows
@@ -73,6 +102,7 @@ def comment(changes: Sequence[Change], *, title: str = "llmperf", notes: Sequenc
     """
     rows = sorted(changes, key=lambda change: _rank(_verdict(change)))
     head = [MARK, f"### {title}", "", _counts(rows) or "No run was recorded.", ""]
+    head += [f"{origin}.", ""] if origin else []
     room = MAX_LENGTH - sum(len(line) + 1 for line in head) - _SPARE
     fitting_rows = _fitting(map(_cells, rows), room * 5 // 8)
     lines = [
@@ -98,9 +128,20 @@ def _cells(change: Change) -> tuple[str, ...]:
     verdict = _verdict(change)
     return (
         *map(code, names),
-        *map(_plain, number_cells(change)),
+        *map(_plain, _number_cells(change)),
         f"**{verdict}**" if verdict == "FAIL" else verdict,
     )
+
+
+def _number_cells(change: Change) -> tuple[str, str, str, str]:
+    """The cells before, after, change and its interval, both in per cent."""
+    before, after, _, interval = number_cells(change)
+    if change.ratio is None:
+        return before, after, MISSING, interval
+    if change.low is None or change.high is None:
+        return before, after, signed_percent(change.ratio), MISSING
+    ends = f"{signed_percent(change.low)} to {signed_percent(change.high)}"
+    return before, after, signed_percent(change.ratio), ends
 
 
 def _verdict(change: Change) -> str:

@@ -18,10 +18,10 @@ def full_names(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def brief_names(records: Sequence[Record]) -> tuple[str, ...]:
-    """Return full names but for what the strategy column says again, and the "test_" of all."""
+    """Return full names but for what the strategy column says again: pytest's -k takes them."""
     strategies = {record.strategy for record in records}
     names = (_without_parameter(name, strategies) for name in _with_labels(records))
-    return _with_attempts((name.removeprefix("test_") or name for name in names), records)
+    return _with_attempts(names, records)
 
 
 def short_names(ids: Sequence[str]) -> list[str]:
@@ -29,11 +29,17 @@ def short_names(ids: Sequence[str]) -> list[str]:
 
     Different tests keep different names.
     """
-    for shortened in (without_file, _without_folders):
+    for shortened in (_function, without_file, _without_folders):
         names = {test: shortened(test) for test in ids}
         if len(set(names.values())) == len(names):
             return [names[test] for test in ids]
     return list(ids)
+
+
+def _function(test: str) -> str:
+    """Return what -k takes: the name of the function, with its parameters."""
+    head, bracket, parameters = without_file(test).partition("[")
+    return head.rpartition("::")[2] + bracket + parameters
 
 
 def _without_folders(test: str) -> str:

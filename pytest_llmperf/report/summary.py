@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,15 +20,27 @@ from pytest_llmperf.core.format import (
 from pytest_llmperf.core.record import TOOK, speed_metric
 from pytest_llmperf.core.recorded_ratio import recorded_ratio
 from pytest_llmperf.core.verdicts import stats
+from pytest_llmperf.report.before_after import HEADER as BEFORE_AFTER
+from pytest_llmperf.report.before_after import cells as before_after_cells
 from pytest_llmperf.report.fastest import top1_agreement
 from pytest_llmperf.report.run_names import brief_names, full_names
 from pytest_llmperf.report.table import Column, display_width, telling_width
 
 if TYPE_CHECKING:
+    from pytest_llmperf.core.change import Change
     from pytest_llmperf.core.record import MetricValue, Record
 
 _STATUS = {"passed": "PASS", "failed": "FAIL", "pass": "PASS", "fail": "FAIL"}
 _REFERENCE = "ref"
+RATIO = "ratio"
+"""Stands for the ratio of two speeds among the metrics that claims are about."""
+
+TOP1 = "top1"
+_ASSERTED_RANK = 93
+_ELSEWHERE = frozenset({"throughput", "prefill_throughput", TOP1, RATIO})
+"""What has a column of its own that is no metric's."""
+
+_SPEED_RATIO = re.compile(r"^(?:prefill_)?throughput of \S+ is [\d.e+-]+x ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +116,19 @@ def _took_s(record: Record) -> float:
     return float(record.extra[TOOK]) + float(pairs_s)
 
 
-def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Column]:
+def columns(
+    records: Sequence[Record], width: int, changes: Sequence[Change] = (), *, verbose: bool
+) -> list[Column]:
     """Return all columns that have something to say, the status last.
 
-    Cells are in the order of the records.
-
-    The wider the terminal (`width`), the less the names are shortened.
+    Cells are in the order of the records. What tests assert comes first, after what a run was
+    before and after. The wider the terminal (`width`), the less the names are shortened.
     """
     verdicts = tuple(status(record.outcome) for record in records)
+    before_after = before_after_cells(records, changes)
     all_columns = [
         *_identity_columns(records, width),
+        Column(header=BEFORE_AFTER, cells=before_after, rank=95),
         *_number_columns(records, verbose=verbose),
         Column(header="took", cells=tuple(map(took, records)), rank=87, right=True),
         Column(header="verdict", cells=verdicts, rank=None),
@@ -123,13 +139,17 @@ def columns(records: Sequence[Record], width: int, *, verbose: bool) -> list[Col
 def _number_columns(records: Sequence[Record], *, verbose: bool) -> list[Column]:
     """Return speed, metrics, agreement and ratio; more of them if `verbose`."""
     speeds = _throughputs(records, brackets=verbose)
-    agreements = tuple(map(_agreement, records))
-    ratios = _ratios(records, intervals=verbose)
+    asserted = asserted_metrics(records)
+    metrics = _metric_columns(records, asserted, verbose=verbose)
+    others = {
+        TOP1: _other_column("top-1", tuple(map(_agreement, records)), 75, TOP1 in asserted),
+        RATIO: _other_column("ratio", _ratios(records, intervals=verbose), 55, RATIO in asserted),
+    }
+    by_name = metrics | others
     number_columns = [
         Column(header="tok/s", cells=speeds, rank=None, right=True),
-        *(_metric_column(metric, records) for metric in METRICS if verbose or not metric.verbose),
-        Column(header="top-1", cells=agreements, rank=75, right=True),
-        Column(header="ratio", cells=ratios, rank=55, right=True),
+        *(by_name[name] for name in asserted if name in by_name),
+        *(column for name, column in by_name.items() if name not in asserted),
     ]
     if verbose:
         n_samples = tuple(map(_n_samples, records))
@@ -137,6 +157,40 @@ def _number_columns(records: Sequence[Record], *, verbose: bool) -> list[Column]
         processes = tuple(map(processes_text, records))
         number_columns.append(Column(header="processes", cells=processes, rank=29, right=True))
     return number_columns
+
+
+def asserted_metrics(records: Sequence[Record]) -> list[str]:
+    """Return the metrics that the tests' claims are about, and RATIO, in their order.
+
+    A claim begins with what it is about: 'ttft.p50 of bf16 is …'.
+    """
+    claims = [claim.text for record in records for claim in record.claims]
+    names = dict.fromkeys(text.partition(" of ")[0] for text in claims)
+    ratios = [RATIO] if any(_SPEED_RATIO.search(text) for text in claims) else []
+    known = {name for record in records for name in (*metrics_of(record), TOP1)}
+    return [*(name for name in names if name in known), *ratios]
+
+
+def _metric_columns(
+    records: Sequence[Record], asserted: Sequence[str], *, verbose: bool
+) -> dict[str, Column]:
+    """Return the columns of metrics: those of the table, and those that tests assert."""
+    shown = {column.metric: column for column in METRICS}
+    names = [column.metric for column in METRICS if verbose or not column.verbose]
+    names += [name for name in asserted if name not in (*names, *_ELSEWHERE)]
+    return {
+        name: _metric_column(
+            shown.get(name) or MetricColumn(header=name, metric=name, rank=0),
+            records,
+            rank=_ASSERTED_RANK if name in asserted else None,
+        )
+        for name in names
+    }
+
+
+def _other_column(header: str, cells: tuple[str, ...], rank: int, is_asserted: bool) -> Column:
+    rank = _ASSERTED_RANK if is_asserted else rank
+    return Column(header=header, cells=cells, rank=rank, right=True)
 
 
 def _says_something(column: Column) -> bool:
@@ -148,7 +202,8 @@ def _identity_columns(records: Sequence[Record], width: int) -> list[Column]:
     names = brief_names(records)
     strategies = tuple(record.strategy for record in records)
     workloads = tuple(record.workload_text for record in records)
-    name_floor = telling_width(names, width // 6, width // 4)
+    # A name that is whole can be pasted behind -k: other columns give way first.
+    name_floor = max(1, width // 2)
     strategy_floor = telling_width(strategies, width // 10, width // 3)
     return [
         Column(header="test", cells=full_names(records), brief=names, rank=None, floor=name_floor),
@@ -166,67 +221,14 @@ def _engine_column(records: Sequence[Record]) -> list[Column]:
     return [Column(header="engine", cells=engines, rank=88)]
 
 
-def legend(visible: Sequence[Column], records: Sequence[Record], *, verbose: bool) -> str:
-    """Return what the headers mean, for those that are there."""
-    headers = {column.header for column in visible}
-    parts = [_throughput_legend(records, "the" if verbose else "the farther end of the")]
-    parts += [metric.explain for metric in METRICS if metric.header in headers and metric.explain]
-    if "top-1" in headers:
-        parts.append("top-1: positions where the reference's token is the most likely one")
-    if "ratio" in headers:
-        parts.append("ratio: tok/s over that of the run it was paired with (ref)")
-    return "; ".join(parts)
+def headline(record: Record) -> MetricValue | None:
+    """Return a run's speed, as the column tok/s shows it."""
+    return metrics_of(record).get(speed_metric(record))
 
 
-def left_out(dropped: Sequence[Column], n_runs: int, width: int) -> str:
-    """Return which columns had no room; a text that all runs share is said here instead."""
-    if not dropped:
-        return ""
-    names = ", ".join(_name(column, n_runs) for column in dropped)
-    return f"no room at {width} columns for: {names}"
-
-
-def not_measurable(records: Sequence[Record], visible: Sequence[Column]) -> list[str]:
-    """Return each reason once, with the columns and the number of runs it holds for."""
-    headers = {column.header for column in visible}
-    by_reason: dict[str, list[tuple[str, str]]] = {}
-    for record in records:
-        for header, reason in _missing(record):
-            if header in headers:
-                by_reason.setdefault(reason, []).append((header, record.id))
-    return [_not_measurable(reason, places, len(records)) for reason, places in by_reason.items()]
-
-
-def _missing(record: Record) -> list[tuple[str, str]]:
-    """Return the headers whose value is not measurable, with their reasons."""
-    return [
-        (header, value.reason or "no reason was given")
-        for header, value in _values(record)
-        if value.value is None
-    ]
-
-
-def _not_measurable(reason: str, places: Sequence[tuple[str, str]], n_runs: int) -> str:
-    """Say for which headers and for how many runs a reason holds; places are both of them."""
-    headers = dict.fromkeys(header for header, _ in places)
-    n_affected = len({run for _, run in places})
-    return f"n/m {', '.join(headers)}{_share(n_affected, n_runs)}: {reason}"
-
-
-def _headline(record: Record) -> MetricValue | None:
-    return _metrics(record).get(speed_metric(record))
-
-
-def _metrics(record: Record) -> dict[str, MetricValue]:
+def metrics_of(record: Record) -> dict[str, MetricValue]:
+    """Return a run's metrics by name."""
     return {metric.name: metric for metric in record.metrics}
-
-
-def _values(record: Record) -> list[tuple[str, MetricValue]]:
-    """Return the record's values by the header of their column."""
-    metrics = _metrics(record)
-    values = [("tok/s", _headline(record))]
-    values += [(column.header, metrics.get(column.metric)) for column in METRICS]
-    return [(header, value) for header, value in values if value is not None]
 
 
 def _throughputs(records: Sequence[Record], *, brackets: bool) -> tuple[str, ...]:
@@ -235,7 +237,7 @@ def _throughputs(records: Sequence[Record], *, brackets: bool) -> tuple[str, ...
     The unit is the header's. Without `brackets` a lopsided interval is shown by its farther end,
     which is the shorter text.
     """
-    headlines = [_headline(record) for record in records]
+    headlines = [headline(record) for record in records]
     numbers = [_cell(headline, _number) for headline in headlines]
     intervals = [_interval(headline, brackets=brackets) for headline in headlines]
     room = max(map(display_width, intervals))
@@ -260,33 +262,15 @@ def _interval(metric: MetricValue | None, *, brackets: bool) -> str:
     return format_interval(value, value - farther, value + farther)
 
 
-def _throughput_legend(records: Sequence[Record], end: str) -> str:
-    headlines = [value for value in map(_headline, records) if value is not None]
-    levels = {
-        value.confidence
-        for value in headlines
-        if value.confidence is not None and value.low is not None
-    }
-    interval = f", ± {end} {100 * levels.pop():g} % interval" if len(levels) == 1 else ""
-    return f"tok/s: {_counted_tokens(records)}{interval}"
-
-
-def _counted_tokens(records: Sequence[Record]) -> str:
-    are_prefills = [record.workload.get("type") == "prefill" for record in records]
-    if all(are_prefills):
-        return "prompt tokens"
-    if any(are_prefills):
-        return "output tokens (of a prefill: prompt tokens)"
-    return "output tokens"
-
-
-def _metric_column(column: MetricColumn, records: Sequence[Record]) -> Column:
+def _metric_column(
+    column: MetricColumn, records: Sequence[Record], rank: int | None = None
+) -> Column:
     def text(metric: MetricValue) -> str:
         return format_value(metric.value or 0.0, metric.unit, column.digits)
 
-    values = (_metrics(record).get(column.metric) for record in records)
+    values = (metrics_of(record).get(column.metric) for record in records)
     cells = tuple(_cell(value, text) for value in values)
-    return Column(header=column.header, cells=cells, rank=column.rank, right=True)
+    return Column(header=column.header, cells=cells, rank=rank or column.rank, right=True)
 
 
 def _cell(value: MetricValue | None, text: Callable[[MetricValue], str]) -> str:
@@ -331,7 +315,7 @@ def _ratio(record: Record, reference: Record | None, *, interval: bool) -> str:
         return MISSING
     if reference is record:
         return _REFERENCE
-    speed, base = _headline(record), _headline(reference)
+    speed, base = headline(record), headline(reference)
     if speed is None or base is None or speed.value is None or not base.value:
         return NOT_MEASURABLE
     samples = record.samples.get(speed.name, ())
@@ -367,17 +351,5 @@ def processes_text(record: Record) -> str:
 
 
 def _n_samples(record: Record) -> str:
-    value = _headline(record)
+    value = headline(record)
     return MISSING if value is None else str(value.n)
-
-
-def _name(column: Column, n_runs: int) -> str:
-    texts = set(column.cells)
-    if column.header not in {"strategy", "workload"} or len(texts) != 1:
-        return column.header
-    in_every_run = " in every run" if n_runs > 1 else ""
-    return f"{column.header} ({texts.pop()}{in_every_run})"
-
-
-def _share(n: int, total: int) -> str:
-    return "" if n == total else f" in {n} of {total} runs"

@@ -5,17 +5,19 @@ One line a run, then everything that was not a plain answer, with its reason.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.report import summary
+from pytest_llmperf.report import footnotes, summary
 from pytest_llmperf.report.fastest import fastest
 from pytest_llmperf.report.table import Column, Table, display_width, lay_out, showable, take, wrap
 
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_llmperf.core.change import Change
     from pytest_llmperf.core.record import Record
 
 _WORST_FIRST = (
@@ -31,6 +33,10 @@ _WORST_FIRST = (
     "PASS",
     "recorded",
 )
+_DIM = "light"
+_UNBOUNDED = 10_000
+"""The width of a table that nobody looks at through a window: a log of CI, a file."""
+
 Reasons = Sequence[tuple[str, str]]
 """Pairs of test id and reason."""
 
@@ -58,6 +64,7 @@ def write_summary(
     *,
     errors: Reasons = (),
     expected: Mapping[str, Reasons] | None = None,
+    changes: Sequence[Change] = (),
 ) -> None:
     """Print the section "llmperf".
 
@@ -65,8 +72,8 @@ def write_summary(
 
     `skipped`, `invalid` (measured, but not validly) and `errors` (not measured) are pairs of test
     id and reason, `expected` such pairs by outcome (XFAIL, XPASS); `notes` are printed last, as
-    they are (where it was stored). Prints nothing for a session without anything to say. Judges
-    nothing.
+    they are (where it was stored). `changes` are what a gate compared. Prints nothing for a session
+    without anything to say. Judges nothing.
     """
     reasons = {"ERROR": errors, "INVALID": invalid, "SKIPPED": skipped, **(expected or {})}
     if not (records or notes or any(reasons.values())):
@@ -76,7 +83,7 @@ def write_summary(
         out.one_line(_in_one_line(records, _without_runs(reasons, records), notes))
         return
     tr.write_sep("=", "llmperf")
-    _write_runs(out, records, verbose=verbosity > 0)
+    _write_runs(out, records, changes, verbose=verbosity > 0)
     _write_undecided(out, records)
     for status, tests in reasons.items():
         out.statuses(status, tests)
@@ -91,6 +98,7 @@ class Out:
         writer = tr.config.get_terminal_writer()
         self.tr = tr
         self.width = writer.fullwidth
+        self.table_width = self.width if _has_width(writer) else _UNBOUNDED
         self.encoding = getattr(getattr(writer, "_file", None), "encoding", None) or "utf-8"
 
     def show(self, text: str) -> str:
@@ -100,7 +108,7 @@ class Out:
     def text(
         self, text: str, *, first: str = "", indent: str = "  ", colour: str | None = None
     ) -> None:
-        """Write paragraphs, wrapped between words."""
+        """Write paragraphs, wrapped between words. The colour "light" is dim."""
         for paragraph in text.splitlines():
             for line in wrap(self.show(paragraph), self.width, indent, first):
                 self.tr.write_line(line, **_markup(colour))
@@ -115,7 +123,7 @@ class Out:
 
     def table(self, columns: Sequence[Column]) -> Table:
         """Write a table whose last column holds a status, in its colour, and return it."""
-        table = lay_out([column.mapped(self.show) for column in columns], self.width)
+        table = lay_out([column.mapped(self.show) for column in columns], self.table_width)
         self.tr.write_line(self.show("".join(table.header)), bold=True)
         for row, status in zip(table.rows, columns[-1].cells, strict=True):
             self.tr.write(self.show("".join(row[:-1])))
@@ -167,18 +175,30 @@ def _markup(colour: str | None) -> dict[str, bool]:
     return {colour: True} if colour else {}
 
 
-def _write_runs(out: Out, records: Sequence[Record], *, verbose: bool) -> None:
+def _has_width(writer: Any) -> bool:
+    """Whether lines must fit: on a terminal, or where somebody says how wide one is."""
+    file = getattr(writer, "_file", None)
+    return "COLUMNS" in os.environ or bool(file is not None and file.isatty())
+
+
+def _write_runs(
+    out: Out, records: Sequence[Record], changes: Sequence[Change], *, verbose: bool
+) -> None:
     if not records:
         out.text("no run was recorded")
         return
-    columns = summary.columns(records, out.width, verbose=verbose)
+    columns = summary.columns(records, out.table_width, changes, verbose=verbose)
     dropped = out.table(columns).dropped
     dropped_headers = {column.header for column in dropped}
     visible = [column for column in columns if column.header not in dropped_headers]
-    out.text(summary.legend(visible, records, verbose=verbose))
-    out.text(summary.left_out(dropped, len(records), out.width))
-    for line in (*fastest(records), *summary.not_measurable(records, visible)):
+    out.text(footnotes.legend(visible, records, verbose=verbose), colour=_DIM)
+    out.text(footnotes.left_out(dropped, len(records), out.width), colour=_DIM)
+    for line in footnotes.hidden_values(dropped, records) if verbose else ():
+        out.text(line, colour=_DIM)
+    for line in fastest(records):
         out.text(line)
+    for line in footnotes.not_measurable(records, visible):
+        out.text(line, colour=_DIM)
 
 
 def _write_undecided(out: Out, records: Sequence[Record]) -> None:

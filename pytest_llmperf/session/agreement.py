@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -15,6 +17,7 @@ import msgspec
 from pytest_llmperf.cache_folder import cache_dir
 from pytest_llmperf.core.agreement.agreement import QUANTITIES, Agreement
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import LayerFigure, Layers, figures
 from pytest_llmperf.core.agreement.rules import Rule
 from pytest_llmperf.core.agreement.through_the_loop import decode_limit
 from pytest_llmperf.core.metrics.quantities import TABLE
@@ -22,12 +25,20 @@ from pytest_llmperf.core.metrics.results import metric_value
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.core.record import MetricValue
-from pytest_llmperf.errors import UsageError
-from pytest_llmperf.wire.commands import CompareReference, MakeReference
+from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.wire.commands import (
+    CompareLayers,
+    CompareReference,
+    MakeReference,
+    WriteLayers,
+)
 from pytest_llmperf.workers.pool import OpenModel
 from pytest_llmperf.workloads import PromptSet
 
 FORMAT = 2
+PROMPTS_LOOKED_AT = 3
+LONGEST_LOOKED_AT = 256
+"""Outputs of all layers are kept: 45 MB a prompt of this length for a model of 4096 x 32."""
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,10 +58,12 @@ def compare(
     open_reference: Callable[[], OpenModel],
     question: Question,
     rule: Rule,
+    open_candidate: Callable[[], OpenModel] | None = None,
 ) -> Agreement:
     """Score `candidate` against the reference's outputs.
 
-    They are taken from the cache when they are there.
+    They are taken from the cache when they are there. `open_candidate` gives the candidate again
+    when its layers are looked at, after the reference was loaded.
     """
     path = reference_file(candidate, reference, open_reference, question)
     rows = _scored(candidate, path, question.batch)
@@ -70,7 +83,49 @@ def compare(
         reference=reference.strategy,
         dtype=dtype,
         decode_limit=decode_limit(candidate.plan, dtype),
+        look=lambda: layers_of(rows, path, open_candidate or (lambda: candidate), open_reference),
     )
+
+
+def layers_of(
+    rows: Sequence[PromptComparison],
+    path: Path,
+    open_candidate: Callable[[], OpenModel],
+    open_reference: Callable[[], OpenModel],
+) -> Layers:
+    """Compare the layers' outputs on the prompts that disagree most, and then inside of one.
+
+    What cannot be looked at is told, and loses nothing that was compared before.
+    """
+    prompts = _worst_of_ordinary_length(rows)
+    dtype = open_candidate().opened.effective.compute_dtype
+    file = path.with_name(f"{path.stem}.{os.getpid()}.layers")
+
+    def figures_of(inside: str) -> tuple[LayerFigure, ...]:
+        written = open_reference().call(
+            WriteLayers(path=str(path), prompts=prompts, dtype=dtype, file=str(file), inside=inside)
+        )
+        compared = open_candidate().call(
+            CompareLayers(path=str(path), prompts=prompts, file=str(file), inside=inside)
+        )
+        return figures(compared.errors, written.errors)
+
+    try:
+        outer = Layers(layers=figures_of(""), dtype=dtype)
+        if outer.first is None or not outer.first.name.rpartition(".")[2].isdigit():
+            return outer
+        return msgspec.structs.replace(outer, inside=figures_of(outer.first.name))
+    except LlmperfError as error:
+        return Layers(dtype=dtype, reason=str(error))
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _worst_of_ordinary_length(rows: Sequence[PromptComparison]) -> tuple[int, ...]:
+    """Return the places of the prompts that disagree most, of those that are not long."""
+    short = [row for row in rows if row.n_prompt_tokens <= LONGEST_LOOKED_AT] or rows[:1]
+    worst = sorted(short, key=lambda row: sum(row.kl) if row.finite else inf, reverse=True)
+    return tuple(row.index for row in worst[:PROMPTS_LOOKED_AT])
 
 
 def metric_values(agreement: Agreement) -> tuple[MetricValue, ...]:
@@ -172,6 +227,7 @@ def _path(source: OpenModel, reference: LoadPlan, question: Question) -> Path:
     identity = {
         "format": FORMAT,
         "content": source.opened.content_hash,
+        "beside": source.opened.reference_key,
         "plan": msgspec.to_builtins(reference),
         "prompts": question.prompts.content_hash,
         "new_tokens": question.new_tokens,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.agreement.rules import Rule, default_rule, parse_rule
@@ -33,7 +35,7 @@ from pytest_llmperf.session.rate_search import search
 from pytest_llmperf.session.serving import require_serves
 from pytest_llmperf.wire.commands import AnswerTasks, ReadTopTokens
 from pytest_llmperf.workers.pool import OpenModel
-from pytest_llmperf.workloads import PromptSet, Serve, TaskSet, Workload
+from pytest_llmperf.workloads import Prefill, PromptSet, Serve, TaskSet, Workload
 
 if TYPE_CHECKING:
     from pytest_llmperf.session.session import LlmperfSession
@@ -146,7 +148,7 @@ class Model(Suggests):
         self._require_runs(workload)
         require_processes(processes)
         (result,) = self._session.measure([self], workload, processes=processes)
-        return result
+        return _as_in_its_row(result, workload)
 
     def highest_rate(
         self, workload: Serve, *, start: float = 1.0, attainment: float = 0.99, within: float = 0.1
@@ -192,7 +194,7 @@ class Model(Suggests):
         own_result, other_result = self._session.measure(
             [self, other], workload, processes=processes
         )
-        return own_result, other_result
+        return _as_in_its_row(own_result, workload), _as_in_its_row(other_result, workload)
 
     def agreement(
         self,
@@ -232,7 +234,9 @@ class Model(Suggests):
         sides = f"{self.strategy} with {reference.strategy}"
         self._session.progress("comparing outputs", sides, None)
         candidate = self.load()
-        result = agreement.compare(candidate, reference.seen, reference.load, question, rule)
+        result = agreement.compare(
+            candidate, reference.seen, reference.load, question, rule, self.load
+        )
         self._session.recorder.agree(candidate, question, result)
         return result
 
@@ -281,6 +285,16 @@ class Model(Suggests):
                 "prompts=PromptSet.synthetic() to compare the arithmetic alone.",
             )
         return PromptSet.bundled(AGREEMENT_PROMPTS)
+
+
+def _as_in_its_row(result: RunResult, workload: Workload | Serve) -> RunResult:
+    """Return the result with the speed that the summary shows as its throughput.
+
+    A prefill's is that of its prompt: of output tokens it makes one a sequence.
+    """
+    if not isinstance(workload, Prefill):
+        return result
+    return structs.replace(result, throughput=result.prefill_throughput)
 
 
 def _answers(model: OpenModel, tasks: TaskSet, batch: int) -> Answers:

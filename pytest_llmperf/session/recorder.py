@@ -21,7 +21,7 @@ from pytest_llmperf.core.benchmark import BENCHMARK, TIME, time_value
 from pytest_llmperf.core.environment import environment_key
 from pytest_llmperf.core.foreign_load import MARKED, was_under_load
 from pytest_llmperf.core.metrics.quantities import TABLE
-from pytest_llmperf.core.metrics.results import metric_value
+from pytest_llmperf.core.metrics.results import NO_SERVER, metric_value
 from pytest_llmperf.core.metrics.serving import NO_SUCH
 from pytest_llmperf.core.record import AGREEMENT, TASKS, ClaimRecord, Record
 from pytest_llmperf.core.verdicts.judge import Finding
@@ -49,13 +49,18 @@ _NOT_FAILED = frozenset({"PASS", "RECORDED", "UNDECIDED", "NOT COMPARABLE", "XPA
 
 
 class Recorder:
-    """Keeps the records of the running test, and writes each the moment it exists."""
+    """Keeps the records of the running test.
+
+    The store has each the moment it exists; the file of --llmperf-json once its test is over, so
+    that a run is one line.
+    """
 
     def __init__(self, settings: Settings, session_id: str) -> None:
         self._settings = settings
         self._session_id = session_id
         self._store: Store | None = None
         self._lines: JsonLines | None = None
+        self._lost_lines: list[StoreError] = []
         self.records: dict[str, Record] = {}
         self.test = ""
         self.label = ""
@@ -76,7 +81,9 @@ class Recorder:
         if self._lines is None and self._settings.json is not None:
             from pytest_llmperf.report.json_lines import JsonLines  # noqa: PLC0415
 
-            self._lines = JsonLines(self._settings.json)
+            lines = JsonLines(self._settings.json)
+            lines.open()
+            self._lines = lines
 
     def begin(self, test: str, label: str) -> None:
         """Start a test: the records so far belong to the one before."""
@@ -88,6 +95,7 @@ class Recorder:
 
         The first is 1; a plugin that reruns failures makes more.
         """
+        self._write_lines()
         self._rerun = n
         self._began_s = time.monotonic()
         self.records = {}
@@ -169,8 +177,6 @@ class Recorder:
             self._store.update_outcome(
                 annotated.id, annotated.outcome, annotated.claims, None, extra
             )
-        if self._lines is not None:
-            self._lines.append(annotated)
 
     def answered(self, model: OpenModel, answers: Answers) -> None:
         """Write a record of a task set's answers: how many were right."""
@@ -226,13 +232,29 @@ class Recorder:
 
         Raises StoreError for what could be kept nowhere; both are closed then, too.
         """
+        self._write_lines()
+        self.records = {}
         store, self._store = self._store, None
         lines, self._lines = self._lines, None
-        with _all_tried() as attempt:
+        lost, self._lost_lines = self._lost_lines, []
+        with _all_tried(lost) as attempt:
             if store is not None:
                 attempt(store.close)
             if lines is not None:
                 attempt(lines.close)
+
+    def _write_lines(self) -> None:
+        """Write the records of the test that is over, one line each.
+
+        A file that cannot be written any more is an error of the session's end.
+        """
+        if self._lines is None:
+            return
+        for record in self.records.values():
+            try:
+                self._lines.append(record)
+            except StoreError as error:
+                self._lost_lines.append(error)
 
     def _replace(self, record: Record, **changes: object) -> Record:
         self.records[record.id] = msgspec.structs.replace(record, **changes)
@@ -240,11 +262,8 @@ class Recorder:
 
     def _write(self, record: Record) -> None:
         self.records[record.id] = record
-        with _all_tried() as attempt:
-            if self._store is not None:
-                attempt(partial(self._store.add, record))
-            if self._lines is not None:
-                attempt(partial(self._lines.append, record))
+        if self._store is not None:
+            self._store.add(record)
 
     def _agreements(self) -> dict[str, Any]:
         """Return the agreements of the running test, by strategy."""
@@ -264,8 +283,6 @@ class Recorder:
                 record.agreement,
             )
             attempt(update)
-        if self._lines is not None:
-            attempt(partial(self._lines.append, record))
 
     def _record_of(self, side: Measured, attempt: int) -> Record:
         extra = dict(side.extra)
@@ -279,7 +296,7 @@ class Recorder:
             side.workload,
             side.workload_text,
             effective=side.effective,
-            metrics=tuple(value for value in values if value.reason != NO_SUCH),
+            metrics=tuple(value for value in values if value.reason not in (NO_SUCH, NO_SERVER)),
             samples=side.result.samples(),
             warm_up=side.warm_up,
             marks=side.marks,
@@ -333,12 +350,12 @@ def _workload_key(workload: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _all_tried() -> Iterator[Attempt]:
+def _all_tried(before: Sequence[StoreError] = ()) -> Iterator[Attempt]:
     """Give a function that calls an action and puts off its StoreError until the block ends.
 
-    So whatever can be stored is stored.
+    So whatever can be stored is stored. `before` are failures that were put off already.
     """
-    failures: list[StoreError] = []
+    failures = list(before)
 
     def attempt(action: Callable[[], object]) -> None:
         try:

@@ -325,6 +325,7 @@ def read_around(model: OpenModel, workload: Workload, side: Side) -> Readings:
         memory=memory.ranks or (() if memory.memory is None else (memory.memory,)),
         energy=energy.energy,
         load_s=model.opened.load_s,
+        startup=model.opened.startup,
         collectives=_collectives(model, workload, repetition + 2),
     )
 

@@ -13,6 +13,7 @@ from math import inf
 from statistics import median
 
 from pytest_llmperf.core.foreign_load import PATIENCE_S, is_foreign
+from pytest_llmperf.core.format import format_percent, format_value
 from pytest_llmperf.core.loaded import TimedRun
 from pytest_llmperf.core.trace import Mark, Trace
 from pytest_llmperf.core.verdicts import give_up, stats
@@ -177,7 +178,8 @@ def sample(
         )
         if state.is_enough(goal) or gives_up(sides, goal, spent_s):
             break
-        progress("sampling", state.text(goal), state.eta_s(goal))
+        value = value_text(sides, state.half_width, goal, spent_s)
+        progress("sampling", f"{n_taken}, {value}", None)
     require_valid(sides)
 
 
@@ -274,19 +276,31 @@ class _SamplingState:
     def _is_precise(self, goal: Goal) -> bool:
         return self.half_width is not None and self.half_width <= goal.precision
 
-    def eta_s(self, goal: Goal) -> float:
-        """Seconds until the goal is met, if the interval narrows as the root of the repetitions."""
-        rest_s = max(0.0, goal.budget_s - self.spent_s)
-        if self.half_width is None:
-            return rest_s
-        n_more = self.n_taken * ((self.half_width / goal.precision) ** 2 - 1)
-        return min(rest_s, n_more * self.spent_s / self.n_taken)
 
-    def text(self, goal: Goal) -> str:
-        """The repetitions, and how wide the interval is and should be."""
-        if self.half_width is None:
-            return str(self.n_taken)
-        return f"{self.n_taken}, ±{self.half_width:.1%} → ±{goal.precision:.0%}"
+def value_text(sides: Sequence[Side], half_width: float | None, goal: Goal, spent_s: float) -> str:
+    """Say what is measured so far: '20.9 tok/s ±14 % (goal ±1 %), 11 s of 20 s'.
+
+    It is the rate, or the ratio of two sides.
+    """
+    clock = f"{spent_s:.0f} s of {goal.budget_s:.0f} s"
+    values = rates(sides)
+    if not values:
+        return clock
+    value = _shown_value(sides, median(values))
+    goal_text = f"(goal ±{format_percent(goal.precision, 2)})"
+    if half_width is None:
+        return f"{value} {goal_text}, {clock}"
+    return f"{value} ±{format_percent(half_width, 2)} {goal_text}, {clock}"
+
+
+def _shown_value(sides: Sequence[Side], value: float) -> str:
+    """Write the rate as the summary shows it, a prefill's in prompt tokens; or the ratio."""
+    if len(sides) > 1:
+        return format_value(value, "x")
+    requests = sides[0].runs[-1].trace.requests
+    is_prefill = all(request.n_output_tokens == 1 for request in requests)
+    tokens_each = sum(request.n_prompt_tokens for request in requests) / len(requests)
+    return format_value(value * tokens_each if is_prefill else value, "tok/s")
 
 
 def require_valid(sides: Sequence[Side]) -> None:

@@ -13,6 +13,7 @@ from pytest_llmperf.core.foreign_load import is_beside_load, is_foreign, under_l
 from pytest_llmperf.core.loaded import ServingRun
 from pytest_llmperf.core.metrics.origin import Origin
 from pytest_llmperf.core.metrics.results import RunResult
+from pytest_llmperf.core.metrics.servers.life import ServerLife
 from pytest_llmperf.core.metrics.serving import client_mark, reduce_serving
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.core.verdicts.processes import Processes
@@ -212,6 +213,7 @@ def _warm_up(workload: Serve) -> Serve:
         concurrency=lines,
         rate=None,
         traffic=None,
+        conversations=None,
         arrivals="poisson",
         burstiness=1.0,
         duration=None,
@@ -272,7 +274,9 @@ def _measured(
         known=processes.known,
         disturbed=any(is_beside_load(run.marks) for run in runs),
     )
-    result = reduce_serving([run.trace for run in runs], workload, load_s, origin)
+    opened = model.opened
+    life = ServerLife(startup=opened.startup, memory=opened.memory)
+    result = reduce_serving([run.trace for run in runs], workload, load_s, origin, life)
     return Measured(
         model=model,
         effective=model.opened.effective,

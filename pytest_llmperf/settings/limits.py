@@ -21,7 +21,7 @@ DEFAULT_LIMITS: dict[str, float] = {
 Each further noisy metric makes all the others harder to fail (Holm).
 """
 
-COUNTED = frozenset({"memory.weights", "memory.kv_cache"})
+COUNTED = frozenset({"memory.weights", "memory.kv_cache", "memory.kv_tokens"})
 """Metrics that are counted, not measured: one session is enough to compare them with."""
 
 _OFF = frozenset({"", "off", "no", "false", "0"})

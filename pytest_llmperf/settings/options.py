@@ -213,7 +213,13 @@ OPTIONS = (
         name="json",
         metavar="FILE",
         path="file",
-        help="also append every record to this JSON-lines file",
+        help="also write the records to this file, a line of JSON each; one of an earlier session "
+        "is overwritten",
+    ),
+    Option(
+        name="json-append",
+        flag=True,
+        help="leave the lines that --llmperf-json's file has, and write behind them",
     ),
     Option(
         name="benchmark-json",

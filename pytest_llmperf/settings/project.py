@@ -62,13 +62,7 @@ def find_project(start: Path) -> Project:
     return Project(root=next(fallback, start))
 
 
-_UNREADABLE = (
-    tomllib.TOMLDecodeError,
-    configparser.Error,
-    UnicodeDecodeError,
-    OSError,
-    RecursionError,
-)
+_UNREADABLE = (ValueError, configparser.Error, OSError, RecursionError)
 
 
 def native_text(file: Path | None, name: str) -> str | None:

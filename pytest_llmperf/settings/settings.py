@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class Settings:
     reference: str
     store: str
     json: Path | None
+    json_append: bool
     budget_s: float
     precision: float
     processes: int | None
@@ -72,6 +74,7 @@ _AS_THEY_ARE = (
     "allow-load",
     "require-accepted",
     "any-tree",
+    "json-append",
     "against-build",
     "gpus",
     "store",
@@ -214,11 +217,14 @@ def _plain_number(value: str) -> str:
     return number if number.replace(".", "", 1).isdecimal() and float(number) > 0 else ""
 
 
+_COUNT = re.compile("0*[1-9][0-9]{0,8}", re.ASCII)
+
+
 def _processes(text: str) -> int | None:
     """The number of processes, None for as many as pay."""
     if text.strip() == "auto":
         return None
-    if not text.strip().isdecimal() or int(text) < 1:
+    if not _COUNT.fullmatch(text.strip()):
         raise UsageError(
             f"--llmperf-processes={text!r}: a whole number of at least 1 is needed, or auto."
         )
@@ -227,7 +233,7 @@ def _processes(text: str) -> int | None:
 
 def sessions(text: str) -> int:
     """The number of sessions of --llmperf-record. Raises UsageError."""
-    if not text.strip().isdecimal() or int(text) < 1:
+    if not _COUNT.fullmatch(text.strip()):
         raise UsageError(
             f"--llmperf-record={text!r}: a whole number of at least 1 is needed. "
             "The gate needs 8 sessions: --llmperf-record=8."

@@ -12,7 +12,7 @@ NAME = "continuous"
 
 
 def batches_continuously(part: str) -> Promise:
-    """Promise that the last run's requests went through one running batch, as it saw itself.
+    """Promise that the last run's requests were in one running batch, by the times of their tokens.
 
     Known after warm-up.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 from pytest_llmperf.core.effective import OWN_TENSOR_PARALLEL, Effective, Promise, Shard
@@ -14,6 +15,8 @@ TOLERANCE = 0.02
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """Backend of the collectives by kind of device."""
+
+_PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 RENAMED = {"pp": "own-pp"}
@@ -32,8 +35,8 @@ def _number_of_devices(
 
 
 def _is_plain_number(text: str) -> bool:
-    """Whether a text is digits without leading zeros."""
-    return text.isascii() and text.isdigit() and text == str(int(text))
+    """Whether a text is at most nine digits, without leading zeros."""
+    return bool(_PLAIN_NUMBER.fullmatch(text))
 
 
 def spread(name: str, field: str, plan: LoadPlan) -> tuple[Promise, ...]:

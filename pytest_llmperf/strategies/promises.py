@@ -58,7 +58,7 @@ def computes_in(part: str, dtype: str) -> Promise:
 def autocast_is(part: str, dtype: str | None) -> Promise:
     """Promise that forward passes run under autocast to `dtype`, or without it for None."""
     return Promise(
-        f"autocast to {dtype or 'nothing'}",
+        f"autocast to {dtype}" if dtype else "no autocast",
         lambda e: _differs("autocast", e.autocast_dtype, dtype),
         part=part,
     )
@@ -79,7 +79,7 @@ def cache_is_static(part: str) -> Promise:
 
 
 def is_compiled(part: str, mode: str) -> Promise:
-    """Promise that at least one graph was compiled.
+    """Promise that compiled graphs ran all but a twentieth of a step's products with weights.
 
     Mode "default" leaves the choice to the engine; another must be the one in use.
     """
@@ -141,6 +141,13 @@ def _no_static_cache(effective: Effective) -> str | None:
 def _not_compiled(effective: Effective, mode: str) -> str | None:
     if effective.compiled_graphs < 1:
         return f"{effective.compiled_graphs} graphs were compiled, asked for at least 1"
+    share = effective.compiled_share
+    if share is not None and share < 1 - LARGE_SHARE:
+        reasons = "; ".join(effective.notes) or "torch does not say why"
+        return (
+            f"{100 * share:.0f} % of the products with weights ran in compiled graphs, asked for "
+            f"all but {100 * LARGE_SHARE:.0f} % ({reasons})"
+        )
     if mode == "default" and effective.compile_mode is not None:
         return None
     return _differs("compile mode", effective.compile_mode, mode)

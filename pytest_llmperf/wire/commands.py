@@ -21,6 +21,7 @@ from pytest_llmperf.wire.results import (
     Described,
     Ended,
     EnergyRead,
+    LayersRead,
     MemoryRead,
     Opened,
     Ran,
@@ -118,6 +119,29 @@ class CompareReference(Command[ReferenceCompared], frozen=True, kw_only=True, ta
 
     path: str
     batch: int
+
+
+class WriteLayers(Command[LayersRead], frozen=True, kw_only=True, tag=True):
+    """Write the outputs of this model's layers on some prompts of the reference at `path`.
+
+    With `inside`, those of the modules of one layer. The errors that it answers with are the noise
+    floor of `dtype`.
+    """
+
+    path: str
+    prompts: tuple[int, ...]
+    dtype: str
+    file: str
+    inside: str = ""
+
+
+class CompareLayers(Command[LayersRead], frozen=True, kw_only=True, tag=True):
+    """Compare the outputs of this model's layers with those that WriteLayers wrote to `file`."""
+
+    path: str
+    prompts: tuple[int, ...]
+    file: str
+    inside: str = ""
 
 
 class UseAdapters(Command[AdaptersUsed], frozen=True, kw_only=True, tag=True):
@@ -220,6 +244,8 @@ AnyCommand = (
     | MeasureCeilings
     | MakeReference
     | CompareReference
+    | WriteLayers
+    | CompareLayers
     | ReadTopTokens
     | UseAdapters
     | AnswerTasks

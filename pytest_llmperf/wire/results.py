@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import ModuleError
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.foreign_load import OthersWork
 from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, TimedRun
@@ -80,6 +81,12 @@ class ReferenceCompared(Struct, frozen=True, kw_only=True, tag=True):
     """Answer to CompareReference: one row for each prompt."""
 
     prompts: tuple[PromptComparison, ...]
+
+
+class LayersRead(Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to WriteLayers and CompareLayers: the error of each module, in a pass's order."""
+
+    errors: tuple[ModuleError, ...]
 
 
 class AdaptersUsed(Struct, frozen=True, kw_only=True, tag=True):
@@ -163,6 +170,7 @@ Result = (
     | EnergyRead
     | CollectivesRead
     | CeilingsRead
+    | LayersRead
     | ReferenceMade
     | ReferenceCompared
     | TopTokensRead

@@ -17,6 +17,7 @@ from pytest_llmperf.engines.base import (
     PredictsTokens,
     ReadsCollectives,
     Serves,
+    ShowsLayers,
     SwitchesAdapters,
 )
 from pytest_llmperf.errors import UsageError, WorkerError
@@ -25,6 +26,7 @@ from pytest_llmperf.wire.commands import (
     AnyCommand,
     Close,
     Command,
+    CompareLayers,
     CompareReference,
     Describe,
     MakeReference,
@@ -38,6 +40,7 @@ from pytest_llmperf.wire.commands import (
     Run,
     RunServing,
     UseAdapters,
+    WriteLayers,
     checked,
 )
 from pytest_llmperf.wire.messages import Reply
@@ -48,6 +51,7 @@ from pytest_llmperf.wire.results import (
     CollectivesRead,
     Described,
     EnergyRead,
+    LayersRead,
     MemoryRead,
     Opened,
     Ran,
@@ -175,6 +179,20 @@ class Host:
             )
         return ReferenceCompared(prompts=model.compare_reference(command.path, command.batch))
 
+    def _write_layers(self, command: WriteLayers) -> LayersRead:
+        model = self._model_for(command)
+        if not isinstance(model, ShowsLayers):
+            raise _refusal(model, "write_layers", _NO_LAYERS)
+        look = command.path, command.prompts, command.inside
+        return LayersRead(errors=model.write_layers(*look, command.dtype, command.file))
+
+    def _compare_layers(self, command: CompareLayers) -> LayersRead:
+        model = self._model_for(command)
+        if not isinstance(model, ShowsLayers):
+            raise _refusal(model, "compare_layers", _NO_LAYERS)
+        look = command.path, command.prompts, command.inside
+        return LayersRead(errors=model.compare_layers(*look, command.file))
+
     def _use_adapters(self, command: UseAdapters) -> AdaptersUsed:
         model = self._model_for(command)
         if not isinstance(model, SwitchesAdapters):
@@ -213,11 +231,16 @@ class Host:
         MeasureCeilings: _measure_ceilings,
         MakeReference: _make_reference,
         CompareReference: _compare_reference,
+        WriteLayers: _write_layers,
+        CompareLayers: _compare_layers,
         UseAdapters: _use_adapters,
         AnswerTasks: _answer_tasks,
         ReadTopTokens: _read_top_tokens,
     }
     """Every command of a worker, and the method that does it."""
+
+
+_NO_LAYERS = "this engine does not show its layers' outputs; the transformers engine does."
 
 
 def _refusal(model: LoadedModel, method: str, default: str) -> UsageError:

@@ -143,12 +143,14 @@ def together(effective: Sequence[Effective], plan: LoadPlan) -> Effective:
     for field in _SAME:
         same(f"{field} in effect", [getattr(rank, field) for rank in effective])
     notes = chain.from_iterable(rank.notes for rank in effective)
+    compiled = [rank for rank in effective if rank.compiled_share is not None]
     return structs.replace(
         effective[0],
         tensors=_tensors(chain.from_iterable(rank.tensors for rank in effective)),
         linears=_linears(chain.from_iterable(rank.linears for rank in effective), plan),
         computes=_computes(chain.from_iterable(rank.computes for rank in effective), plan),
         compiled_graphs=min(rank.compiled_graphs for rank in effective),
+        compiled_share=min((one.compiled_share or 0.0 for one in compiled), default=None),
         ranks=len(effective),
         shards=tuple(chain.from_iterable(rank.shards for rank in effective)),
         notes=tuple(dict.fromkeys(notes)),

@@ -2,6 +2,7 @@
 
 from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.workloads.batch import Batch
+from pytest_llmperf.workloads.conversations import Conversations, Turn
 from pytest_llmperf.workloads.generate import Decode, Lockstep, Prefill, Workload, describe
 from pytest_llmperf.workloads.prompts import PromptSet
 from pytest_llmperf.workloads.serve import Serve, describe_serve, recorded_serve
@@ -12,6 +13,7 @@ from pytest_llmperf.workloads.traffic import Traffic
 __all__ = [
     "GENERATORS",
     "Batch",
+    "Conversations",
     "Decode",
     "Lockstep",
     "Prefill",
@@ -22,6 +24,7 @@ __all__ = [
     "TaskAnswer",
     "TaskSet",
     "Traffic",
+    "Turn",
     "Workload",
     "describe",
     "describe_serve",

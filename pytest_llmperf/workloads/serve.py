@@ -14,6 +14,7 @@ from pytest_llmperf.core.arrivals import offsets_s, rescaled
 from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.core.misspelt import SuggestingMeta
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.workloads.conversations import Conversations
 from pytest_llmperf.workloads.prompts import PromptSet
 from pytest_llmperf.workloads.serve_checks import check
 from pytest_llmperf.workloads.traffic import Traffic
@@ -29,6 +30,10 @@ class Serve(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True, tag="se
     says ("poisson", "constant", "gamma" of shape `burstiness`), or as in a recorded `traffic` (then
     `rate` rescales it). Closed loop: `concurrency` lines, each of which sends its next request when
     its last is over.
+
+    With `conversations` a line, or an arrival, is a conversation: `concurrency` of them are under
+    way at once, or `rate` start a second (or as their trace says), and each sends its turns one
+    after another, its context with them. `requests` are then those of all turns.
 
     Prompts are as of Decode: `prompt_tokens` is exact, None keeps texts at their own length. An
     output ends after `max_new_tokens`; with `ignore_eos` (where the server can) not before.
@@ -51,6 +56,7 @@ class Serve(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True, tag="se
     arrivals: str = "poisson"
     burstiness: float = 1.0
     traffic: Traffic | None = None
+    conversations: Conversations | None = None
     ramp_up: float = 0.0
     slo: Slo | None = None
     ignore_eos: bool = True
@@ -66,6 +72,23 @@ class Serve(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True, tag="se
     def open_loop(self) -> bool:
         """Whether requests come whatever the server does."""
         return self.concurrency is None
+
+    def starts_s(self) -> tuple[float, ...]:
+        """Return when each conversation of an open loop starts, in seconds; () of a closed one."""
+        talks = self.conversations
+        if talks is None or self.concurrency is not None:
+            return ()
+        if talks.starts_s:
+            return rescaled(talks.starts_s, self.rate)
+        n = len(talks.turns)
+        return offsets_s(
+            self.arrivals,
+            self.rate or 0.0,
+            requests=n,
+            duration_s=None,
+            burstiness=self.burstiness,
+            seed=self.seed,
+        )
 
     def due_s(self) -> tuple[float, ...]:
         """Return when each request of an open loop is due, in seconds from the start.
@@ -102,6 +125,17 @@ class Serve(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True, tag="se
         return msgspec.structs.replace(self, rate=rate, concurrency=concurrency)
 
 
+def _recorded_conversations(talks: Conversations) -> dict[str, Any]:
+    """Return conversations as they go on record: their hash and counts, not what is said."""
+    return {
+        "name": talks.name,
+        "content": talks.content_hash,
+        "conversations": len(talks.turns),
+        "turns": talks.n_turns,
+        "system_tokens": talks.system_tokens,
+    }
+
+
 def describe_serve(work: Serve) -> str:
     """Return a short text for tables: 'serve 4/s poisson p128 n64', 'serve c8 p128 n64'."""
     generator = f" by {work.generator}" if work.generator else ""
@@ -109,6 +143,8 @@ def describe_serve(work: Serve) -> str:
 
 
 def _describe_lengths(work: Serve) -> str:
+    if work.conversations is not None:
+        return f"{len(work.conversations.turns)} conversations"
     prompt = "text" if work.prompt_tokens is None else work.prompt_tokens
     return f"p{prompt} n{work.max_new_tokens}"
 
@@ -116,6 +152,8 @@ def _describe_lengths(work: Serve) -> str:
 def _describe_load(work: Serve) -> str:
     if work.concurrency is not None:
         return f"c{work.concurrency}"
+    if work.rate is None and work.conversations is not None:
+        return work.conversations.name
     if work.traffic is None:
         return f"{work.rate:g}/s {work.arrivals}"
     if work.rate is None:
@@ -131,4 +169,10 @@ def recorded_serve(work: Serve) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(work)
     if not work.generator:
         del fields["generator"]
+    if work.conversations is None:
+        del fields["conversations"]
+    else:
+        fields["conversations"] = _recorded_conversations(work.conversations)
+    if work.traffic is not None and not work.traffic.blocks:
+        del fields["traffic"]["blocks"], fields["traffic"]["block_tokens"]
     return fields

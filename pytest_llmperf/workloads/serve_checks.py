@@ -8,6 +8,7 @@ from pytest_llmperf.core.arrivals import PATTERNS
 from pytest_llmperf.core.metrics.slo import Slo
 from pytest_llmperf.errors import UsageError, did_you_mean
 from pytest_llmperf.workloads.checks import is_count, is_number
+from pytest_llmperf.workloads.conversations import Conversations
 from pytest_llmperf.workloads.prompts import PromptSet
 from pytest_llmperf.workloads.traffic import Traffic
 
@@ -21,6 +22,7 @@ _KINDS = (
     ("prompts", PromptSet, "PromptSet"),
     ("slo", Slo | None, "Slo"),
     ("traffic", Traffic | None, "Traffic"),
+    ("conversations", Conversations | None, "Conversations"),
 )
 
 
@@ -31,6 +33,10 @@ def check(work: Work) -> None:
     _check_loop(work)
     _check_arrivals(work)
     _check_prompts(work)
+    if work.conversations is not None and (work.traffic is not None or work.generator):
+        raise UsageError(
+            "Serve(conversations=…): traffic= and generator= have requests of their own. Keep one."
+        )
     if work.generator:
         _check_generator(work)
 
@@ -59,7 +65,9 @@ def _check_numbers(work: Work) -> None:
 
 def _check_loop(work: Work) -> None:
     is_closed = work.concurrency is not None
-    is_open = work.rate is not None or work.traffic is not None
+    talks = work.conversations
+    has_starts = talks is not None and bool(talks.starts_s)
+    is_open = work.rate is not None or work.traffic is not None or (has_starts and not is_closed)
     if is_closed and is_open:
         raise UsageError(
             "Serve(): concurrency= is a closed loop, rate= and traffic= are open ones. Keep one."
@@ -68,7 +76,8 @@ def _check_loop(work: Work) -> None:
         raise UsageError(
             "Serve(): how is it loaded? Give rate= (requests a second), concurrency=, or traffic=."
         )
-    if work.requests is None and work.duration is None and work.traffic is None:
+    ends = (work.requests, work.duration, work.traffic, work.conversations)
+    if all(end is None for end in ends):
         raise UsageError("Serve(): when does it end? Give duration= (seconds) or requests=.")
 
 

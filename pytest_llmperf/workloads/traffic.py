@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from msgspec import Struct
 
 from pytest_llmperf.core.misspelt import SuggestingMeta
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.workloads import public_traces
 from pytest_llmperf.workloads.checks import (
     content_hash,
     is_count,
@@ -27,13 +29,45 @@ _EXPECTED = (
 class Traffic(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
     """A recorded load: when each request came (seconds, ascending), and its lengths in tokens.
 
-    Lengths that are not known are empty.
+    Lengths that are not known are empty. `blocks` are the hashes of each prompt's blocks of
+    `block_tokens` tokens: prompts share the blocks of equal hashes from their start.
     """
 
     name: str
     timestamps_s: tuple[float, ...]
     prompt_tokens: tuple[int, ...] = ()
     output_tokens: tuple[int, ...] = ()
+    blocks: tuple[tuple[int, ...], ...] = ()
+    block_tokens: int = public_traces.MOONCAKE_BLOCK
+
+    @classmethod
+    def from_mooncake(cls, path: str | Path) -> Traffic:
+        """Read a trace of Mooncake's, with the blocks that its prompts share.
+
+        Such a load wants `Serve(prefix_cache=True)`. Raises UsageError, with the line.
+        """
+        return cls._of(Path(path), public_traces.mooncake)
+
+    @classmethod
+    def from_azure(cls, path: str | Path) -> Traffic:
+        """Read a CSV of Azure's LLM inference traces. Raises UsageError, with the row."""
+        return cls._of(Path(path), public_traces.azure)
+
+    @classmethod
+    def from_burstgpt(cls, path: str | Path) -> Traffic:
+        """Read a CSV of BurstGPT, without the requests that failed there. Raises UsageError."""
+        return cls._of(Path(path), public_traces.burstgpt)
+
+    @classmethod
+    def _of(cls, path: Path, read: Callable[[Path], public_traces.Rows]) -> Traffic:
+        rows = read(path)
+        return cls(
+            name=path.name,
+            timestamps_s=rows.times_s,
+            prompt_tokens=rows.prompt_tokens,
+            output_tokens=rows.output_tokens,
+            blocks=rows.blocks,
+        )
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, unit_s: float = 1.0) -> Traffic:
@@ -61,7 +95,8 @@ class Traffic(Struct, metaclass=SuggestingMeta, frozen=True, kw_only=True):
     @property
     def content_hash(self) -> str:
         """SHA-256 (16 hex digits) of times and lengths; never the file's name."""
-        return content_hash((self.timestamps_s, self.prompt_tokens, self.output_tokens))
+        content = (self.timestamps_s, self.prompt_tokens, self.output_tokens)
+        return content_hash((*content, self.blocks, self.block_tokens) if self.blocks else content)
 
 
 def _row(line: str, position: str) -> dict[str, Any]:

@@ -223,13 +223,26 @@ def test_hover_on_a_history_says_what_happened(opened):
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
     draw_all(opened)
     svg = figure.find_element(By.CSS_SELECTOR, "svg")
-    middle = (54 + (svg.size["width"] - 54 - 20) * 30 / 59) - svg.size["width"] / 2
+    middle = (54 + (svg.size["width"] - 54 - 32) * 30 / 59) - svg.size["width"] / 2
     ActionChains(opened).move_to_element_with_offset(svg, round(middle), 0).perform()
     tip = figure.find_element(By.CSS_SELECTOR, "[data-mark=tip], [aria-label=tip]").get_attribute(
         "textContent"
     )
     assert "session 31 on 2026-10-01" in tip
     assert "change of level: 100 → 90 tok/s" in tip
+
+
+def test_hover_on_a_ratio_has_its_interval(opened):
+    """As docs/report.md says of every figure."""
+    figure = opened.find_element(By.CSS_SELECTOR, "figure[data-chart=ratios]")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
+    draw_all(opened)
+    dot = figure.find_elements(By.CSS_SELECTOR, "[data-mark=dot] circle")[0]
+    ActionChains(opened).move_to_element(dot).perform()
+    tip = figure.find_element(By.CSS_SELECTOR, "[data-mark=tip], [aria-label=tip]").get_attribute(
+        "textContent"
+    )
+    assert "\u00d7" in tip
 
 
 def test_the_latest_sessions_of_a_history_can_be_drawn_alone(opened):

@@ -5,12 +5,13 @@ They are compared with each request alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 from support.generating import CPU, VOCAB, loaded, tiny_llama
+from transformers import LlamaForCausalLM
 
 from pytest_llmperf.core.metrics.batching import padding_share
 from pytest_llmperf.engines.outputs.inputs import Vocabulary, left_padded
@@ -23,6 +24,7 @@ from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.engines.transformers.loaded import TransformersModel
 from pytest_llmperf.engines.transformers.positions import counted_positions
 from pytest_llmperf.errors import InvalidRun, UsageError
+from pytest_llmperf.strategies.batching import batches_continuously
 from pytest_llmperf.workloads import Batch, Decode, PromptSet
 
 WORK = Batch(requests=5, prompt_tokens=(3, 12), max_new_tokens=(2, 9), batch=2)
@@ -116,6 +118,29 @@ def test_a_session_runs_a_batch(batching):
     assert opened.describe().effective.batching == (batching or "static")
     assert opened.read_memory(WORK, 1).kv_cache > 0
     opened.read_energy(WORK, 2, 0.0)
+
+
+class OneByOne(LlamaForCausalLM):
+    """Its manager is told to take one request at a time."""
+
+    def init_continuous_batching(self, *args, continuous_batching_config=None, **kwargs):
+        config = replace(continuous_batching_config, max_requests_per_batch=1)
+        return super().init_continuous_batching(*args, continuous_batching_config=config, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("cls", "batching"), [(LlamaForCausalLM, "continuous"), (OneByOne, "one request at a time")]
+)
+def test_requests_that_are_decoded_one_by_one_are_no_continuous_batch(cls, batching):
+    """Their tokens' times show it, whatever the manager is called."""
+    model = tiny_llama()
+    model.__class__ = cls
+    opened = TransformersModel(loaded(model, batching="continuous"))
+    opened.run(WORK, 0)
+    described = opened.describe().effective
+    assert described.batching == batching
+    assert (batches_continuously("continuous").broken(described) is None) == (cls is not OneByOne)
+    assert any("requests were decoded at once" in note for note in described.notes)
 
 
 def test_both_ways_read_and_write_the_same_tokens():

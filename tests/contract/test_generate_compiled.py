@@ -52,6 +52,7 @@ def test_a_session_proves_that_decode_and_prefill_were_compiled():
         "StaticCache",
     )
     assert decode.decode_loop.startswith("static-cache loop")
+    assert decode.compiled_share == 1.0
 
 
 def test_compile_with_a_dynamic_cache_goes_through_generate():

@@ -73,19 +73,18 @@ def _totals(compared):
     }
 
 
-def test_float32_goes_on_sensibly_and_agrees_with_itself_exactly(float32, reference):
+def test_float32_goes_on_sensibly_and_agrees_with_itself_but_for_rounding(float32, reference):
     compared = float32.compare_reference(reference, 4)
     assert compared[0].prompt == "The capital of France is"
     assert compared[0].reference_text.startswith(" Paris")
     assert "return" in compared[1].reference_text
     assert "10, 12" in compared[3].reference_text
-    assert _totals(compared) == {
-        "top1": 1.0,
-        "kl": 0.0,
-        "perplexity_ratio": 1.0,
-        "sqnr_db": math.inf,
-        "contained": True,
-    }
+    seen = _totals(compared)
+    assert (seen["top1"], seen["contained"]) == (1.0, True)
+    assert seen["kl"] < 1e-6
+    assert seen["perplexity_ratio"] == pytest.approx(1, abs=1e-4)
+    assert seen["sqnr_db"] > 80
+    assert max(kl for row in compared for kl in row.reprefill_kl) < 1e-6
     assert all(p.first_divergence is None for p in compared)
     assert compared[0].worst.reference_top5[0].text.strip()
 

@@ -5,9 +5,6 @@ They run in a project that got slower and in one that did not.
 
 from __future__ import annotations
 
-import math
-import os
-import random
 import re
 import shutil
 import subprocess
@@ -17,98 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
+from support.forge import HISTORY, Forge
 from support.postgresql_server import binaries, running
-from support.repository import TESTS, Repository
 from support.stored_sessions import earlier
 
 from pytest_llmperf.history.store import open_store
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ci.md").read_text(encoding="utf-8")
 RECIPES = dict(re.findall(r"<!-- recipe: (\S+) -->\n```yaml\n(.*?)```", PAGE, re.DOTALL))
-HISTORY = "llmperf-history.jsonl"
-STAND_INS = {
-    "pip": 'echo "pip $*" >> "$CALLS"',
-    "gh": """case "$1 $2" in
-"run list") [ ! -f "$ARTIFACT" ] || echo 17;;
-"run download") [ "$3" = 17 ] && cp "$ARTIFACT" .;;
-*) exit 2;;
-esac""",
-    "curl": """while [ $# -gt 1 ]; do [ "$1" = --output ] && out=$2; shift; done
-case "$1" in
-https://forge/api/projects/3/jobs/artifacts/main/raw/llmperf-history.jsonl?job=performance)
-  cp "$ARTIFACT" "$out";;
-*) exit 22;;
-esac""",
-}
-
-
-class Forge:
-    """A checkout, an artifact of earlier jobs, and stand-ins for programs that talk to a forge."""
-
-    def __init__(self, folder: Path) -> None:
-        self.artifact, self._programs = folder / HISTORY, folder / "bin"
-        self._programs.mkdir()
-        for name, script in STAND_INS.items():
-            (self._programs / name).write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
-            (self._programs / name).chmod(0o755)
-        self.repo = Repository(folder / "project")
-        self.repo.speed("10ms")
-        self.repo.commit("base", **{"test_it.py": TESTS})
-        self._environ = os.environ | {
-            "PATH": f"{self._programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "ARTIFACT": str(self.artifact),
-            "CALLS": str(folder / "calls"),
-            "GITHUB_BASE_REF": "main",
-            "CI_API_V4_URL": "https://forge/api",
-            "CI_PROJECT_ID": "3",
-            "CI_DEFAULT_BRANCH": "main",
-            "CI_JOB_TOKEN": "t",
-        }
-
-    def branch(self, tpot: str) -> None:
-        """A pull request: a commit of that speed on the base."""
-        origin = self.repo.path / ".git" / "refs" / "remotes" / "origin"
-        origin.mkdir(parents=True, exist_ok=True)
-        (origin / "main").write_text(self.repo.git("rev-parse", "HEAD") + "\n", encoding="utf-8")
-        self.repo.speed(tpot)
-        self.repo.commit("change")
-
-    def steps(self, scripts: list[str], **environ: str) -> tuple[int, str]:
-        """Run them as a runner does: each in a shell that stops at the first error.
-
-        The first that fails ends the job.
-        """
-        said = ""
-        for script in scripts:
-            done = subprocess.run(
-                ["bash", "-eo", "pipefail", "-c", script],
-                check=False,
-                cwd=self.repo.path,
-                env=self._environ | environ,
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            said += done.stdout + done.stderr
-            if done.returncode:
-                return done.returncode, said
-        return 0, said
-
-    def keep(self, *, sessions: int = 0) -> None:
-        """Write the artifact that the job uploads, with earlier sessions in the store."""
-        draw = random.Random(0)
-        with open_store("sqlite:///.llmperf/history.db", folder=self.repo.path) as store:
-            newest = next(iter(store.records()))
-            for n in range(1, sessions + 1):
-                store.add(earlier(newest, n, math.exp(0.005 * draw.gauss(0, 1))))
-        done = self.repo.llmperf("export", "--out", HISTORY)
-        assert done.returncode == 0, done.stderr
-        shutil.copy(self.repo.path / HISTORY, self.artifact)
-
-    def fresh(self) -> None:
-        """The next job starts from a clean checkout."""
-        shutil.rmtree(self.repo.path / ".llmperf", ignore_errors=True)
-        (self.repo.path / HISTORY).unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -124,13 +37,6 @@ def scripts(recipe: str, job: str) -> list[str]:
     if recipe.startswith("gitlab"):
         return ["\n".join(whole[job]["script"])]  # GitLab runs all lines in one shell
     return [step["run"] for step in whole["jobs"][job]["steps"] if "run" in step]
-
-
-def recorded(forge: Forge) -> None:
-    """Eleven sessions of main, and their artifact."""
-    code, said = forge.steps(["pytest"])
-    assert code == 0, said
-    forge.keep(sessions=10)
 
 
 def job(forge: Forge, recipe: str, name: str, tpot: str, **environ: str) -> tuple[int, str]:
@@ -167,7 +73,7 @@ def test_main_records_from_nothing_and_goes_on_from_its_last_artifact(forge):
 
 
 def test_a_pull_request_is_gated_by_the_artifact_of_main(forge):
-    recorded(forge)
+    forge.record()
     for tpot, expected in (("10ms", 0), ("12ms", 1)):
         code, said = job(forge, "github-artifact", "gate", tpot)
         assert code == expected, said
@@ -182,7 +88,7 @@ def test_a_gate_without_a_history_fails(forge):
 
 def test_a_merge_request_is_gated_on_gitlab(forge):
     """A slower branch: gated in a merge request, only recorded otherwise."""
-    recorded(forge)
+    forge.record()
     for gate, expected in (("--llmperf-gate=throughput:5%", 1), ("", 0)):
         code, said = job(forge, "gitlab-artifact", "performance", "12ms", GATE=gate)
         assert code == expected, said

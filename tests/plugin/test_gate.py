@@ -321,7 +321,7 @@ def test_the_ini_file_gates_too(project, run, sessions, pytester):
         ("thruput:5%", "*thruput*Did you mean 'throughput'*"),
         ("throughput:5", "*limit of throughput is 5.0*5%*"),
         ("throughput:much", "*no limit that is a number*"),
-        ("tests/", "*'tests/' is not known*"),
+        ("tests/", "*'tests/' is a path*"),
     ],
 )
 def test_a_gate_that_cannot_be_read_stops_the_session(project, run, value, message):

@@ -5,6 +5,7 @@ Plain and under pytest-xdist.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 
 import pytest
@@ -28,6 +29,36 @@ def test_a_run_is_recorded_with_the_hand_computed_numbers(project, run_both, lin
     assert values["decode_throughput"] == pytest.approx(100)
     assert record["outcome"] == "PASS"
     assert [c["outcome"] for c in record["claims"]] == ["PASS"]
+
+
+def test_a_run_is_one_line_and_a_session_overwrites_unless_it_appends(project, run_both, pytester):
+    """As every option that names a file; with the outcome, also of a test that fails late."""
+    project(
+        RUN
+        + """
+@pytest.fixture
+def late():
+    yield
+    raise RuntimeError("late")
+
+def test_late(llm, late):
+    llm.run(WORK)
+"""
+    )
+    file = pytester.path / "out.jsonl"
+
+    def outcomes():
+        rows = map(json.loads, file.read_text().splitlines())
+        return sorted((row["test"].partition("::")[2], row["outcome"]) for row in rows)
+
+    file.write_text("of an earlier session\n")
+    run_both("--llmperf-json=out.jsonl")
+    once = [("test_late", "FAIL"), ("test_speed", "PASS")]
+    assert outcomes() == once
+    run_both("--llmperf-json=out.jsonl", "--collect-only")
+    assert outcomes() == once
+    run_both("--llmperf-json=out.jsonl", "--llmperf-json-append")
+    assert outcomes() == sorted(2 * once)
 
 
 def test_the_store_holds_every_run_of_every_xdist_worker(project, run_both, pytester):

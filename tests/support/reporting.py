@@ -70,9 +70,12 @@ class Terminal:
     `text` is what was written.
     """
 
-    def __init__(self, width: int, *, encoding: str = "utf-8", colour: str = "no") -> None:
+    def __init__(
+        self, width: int, *, encoding: str = "utf-8", colour: str = "no", tty: bool = True
+    ) -> None:
         self._bytes = io.BytesIO()
         self._file = io.TextIOWrapper(self._bytes, encoding=encoding, write_through=True)
+        self._file.isatty = lambda: tty
         self._writer = create_terminal_writer(
             SimpleNamespace(option=SimpleNamespace(color=colour, code_highlight="no")),
             self._file,

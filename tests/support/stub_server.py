@@ -42,6 +42,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tls", nargs=2, help="a certificate and its key")
     parser.add_argument("--pid-file", default="")
     parser.add_argument("--pages", default="", help="a JSON file: path -> what a GET answers")
+    parser.add_argument("--logs", default="", help="a file whose lines it writes as it starts")
     parser.add_argument("--context", type=int, default=0, help="tokens past which it refuses")
     parser.add_argument("--no-metrics", action="store_true")
     parser.add_argument("--cold-ms", type=float, default=0.0, help="longer TTFT of a new prompt")
@@ -306,6 +307,8 @@ async def main() -> None:
         sys.exit(3)
     if ARGS.fault == "ignores-sigterm":
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    if ARGS.logs:
+        print(Path(ARGS.logs).read_text(), flush=True)  # noqa: ASYNC240, T201 - before it serves
     pids = [os.getpid()]
     if ARGS.fault == "grandchild":
         # Before it serves.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import Layers, LooksAtLayers
 from pytest_llmperf.core.agreement.rules import MeasuredCriterion, Rule
 from pytest_llmperf.core.agreement.sums import (
     Statistic,
@@ -19,7 +20,13 @@ from pytest_llmperf.core.agreement.sums import (
     sums,
 )
 from pytest_llmperf.core.agreement.through_the_loop import DecodeLimit, broken_path, path_text
-from pytest_llmperf.core.agreement.words import part_lines, worst_summary, worst_text
+from pytest_llmperf.core.agreement.words import (
+    part_lines,
+    part_summary,
+    plain,
+    worst_summary,
+    worst_text,
+)
 from pytest_llmperf.core.metrics.quantities import TABLE
 from pytest_llmperf.core.misspelt import Suggests
 from pytest_llmperf.core.verdicts import stats
@@ -45,7 +52,7 @@ _OF_LOGPROBS = ("perplexity_ratio", "logprob_mae")
 _MAX_EXPONENT = 700.0
 
 
-class Agreement(Suggests):
+class Agreement(LooksAtLayers, Suggests):
     """How well a candidate's outputs agree with those of its reference.
 
     Intervals are bootstrapped over prompts; those of shares of tokens are exact, on the effective
@@ -67,7 +74,9 @@ class Agreement(Suggests):
         reference: str = "",
         dtype: str = "",
         decode_limit: DecodeLimit | None = None,
+        look: Callable[[], Layers] | None = None,
     ) -> None:
+        self._look = look
         self.prompts, self.rule, self.same_model = tuple(prompts), rule, same_model
         self.dtype, self.decode_limit = dtype, decode_limit
         self.noise_floor = None if noise_floor is None else _with_itself(noise_floor)
@@ -265,6 +274,7 @@ class Agreement(Suggests):
             *part_lines(self.parts),
             f"  {path_text(self.prompts)}",
             f"  {self._verdict()}",
+            *self.layer_lines(),
             "prompts that disagree most:",
             *map(worst_text, self.worst[:_WORST_PROMPTS]),
         ]
@@ -280,10 +290,10 @@ class Agreement(Suggests):
             "rule": str(self.rule),
             "ok": not self.reasons if self.rule.criteria else None,
             "reasons": list(self.reasons),
-            **{name: _plain(getattr(self, name)) for name in QUANTITIES},
+            **{name: plain(getattr(self, name)) for name in QUANTITIES},
             "path": path_text(self.prompts),
             "reach": self.reach,
-            "parts": {name: _part_summary(part) for name, part in self.parts.items()},
+            "parts": {name: part_summary(part) for name, part in self.parts.items()},
             "worst": [worst_summary(row) for row in self.worst[:_WORST_PROMPTS]],
         }
 
@@ -307,10 +317,11 @@ class Agreement(Suggests):
 
     def _finding(self) -> Finding:
         of = f" of {self._subject}" if self._subject else ""
+        details = self._context, self._compared(), *self._intervals(), self.where
         return Finding(
             outcome=Outcome.FAIL if self.reasons else Outcome.PASS,
             text=f"agreement{of}: {self._verdict()}",
-            detail="; ".join(filter(None, (self._context, self._compared(), *self._intervals()))),
+            detail="; ".join(filter(None, details)),
             left="agreement",
             right=str(self.rule),
             caution=self._caution(),
@@ -387,20 +398,3 @@ def _with_itself(prompts: Sequence[PromptComparison]) -> Agreement:
 
 def _disagreement(row: PromptComparison) -> float:
     return fmean(row.kl) if row.finite and row.kl else math.inf
-
-
-def _plain(quantity: Estimate | NotMeasurable) -> dict[str, Any]:
-    if isinstance(quantity, NotMeasurable):
-        return {"value": None, "reason": quantity.reason}
-    return {
-        "value": quantity.value,
-        "low": quantity.low,
-        "high": quantity.high,
-        "unit": quantity.unit,
-    }
-
-
-def _part_summary(part: Agreement) -> dict[str, Any]:
-    names = ("top1", "kl", "perplexity_ratio", "sqnr_db", "end_mae")
-    figures = {name: _plain(getattr(part, name)).get("value") for name in names}
-    return {"n_prompts": part.n_prompts, "n_tokens": part.n_tokens, "reach": part.reach, **figures}

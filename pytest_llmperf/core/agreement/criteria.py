@@ -16,7 +16,7 @@ SQNR_RESOLUTION_DB = 120.0
 
 
 FINEST_KL_NATS, FINEST_SQNR_DB = 1e-6, 70.0
-"""What is asked of a dtype whose noise is smaller: sums in another order make as much in float32."""
+"""What is asked of a dtype whose noise is smaller: sums in another order make as much."""
 PROMPT_MARGIN = 4.0
 """How many times more a single prompt may diverge than all of them do on average."""
 _EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}

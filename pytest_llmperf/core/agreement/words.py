@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmperf.core.format import format_value
-from pytest_llmperf.core.verdicts.estimate import Estimate
+from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
 
 if TYPE_CHECKING:
-    from pytest_llmperf.core.agreement.agreement import Agreement
     from pytest_llmperf.core.agreement.comparison import PromptComparison, TopToken, WorstPosition
 
 _END_CHARACTERS = 300
@@ -97,14 +96,60 @@ def _short(text: str) -> str:
     return line if len(line) <= 60 else f"{line[:57]}..."  # noqa: PLR2004 - a line of a terminal
 
 
-def part_lines(parts: Mapping[str, Agreement]) -> list[str]:
+class Figures(Protocol):
+    """What is shown of a part of the prompts; see `core.agreement.agreement.Agreement`."""
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts compared."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions compared."""
+
+    @property
+    def reach(self) -> int:
+        """The most positions before a token that was compared."""
+
+
+_FIGURES = {
+    "top1": "top1",
+    "kl": "KL",
+    "perplexity_ratio": "perplexity",
+    "sqnr_db": "SQNR",
+    "end_mae": "end",
+}
+
+
+def part_lines(parts: Mapping[str, Figures]) -> list[str]:
     """Return a line for each part of the prompts, and how far into a text it reaches."""
-    return [
-        f"  {name:<19}{part.n_tokens} tokens of {part.n_prompts} prompts, up to position "
-        f"{part.reach}: top1 {_value(part.top1)}, KL {_value(part.kl)}, perplexity "
-        f"{_value(part.perplexity_ratio)}, SQNR {_value(part.sqnr_db)}, end {_value(part.end_mae)}"
-        for name, part in parts.items()
-    ]
+    return [f"  {name:<19}{_reach(part)}: {_figures(part)}" for name, part in parts.items()]
+
+
+def _reach(part: Figures) -> str:
+    return f"{part.n_tokens} tokens of {part.n_prompts} prompts, up to position {part.reach}"
+
+
+def _figures(part: Figures) -> str:
+    return ", ".join(f"{word} {_value(getattr(part, name))}" for name, word in _FIGURES.items())
+
+
+def part_summary(part: Figures) -> dict[str, Any]:
+    """Return the figures of a part as plain values; None for what is not measurable."""
+    figures = {name: plain(getattr(part, name))["value"] for name in _FIGURES}
+    return {"n_prompts": part.n_prompts, "n_tokens": part.n_tokens, "reach": part.reach, **figures}
+
+
+def plain(quantity: Estimate | NotMeasurable) -> dict[str, Any]:
+    """Return a quantity as plain values of a record."""
+    if isinstance(quantity, NotMeasurable):
+        return {"value": None, "reason": quantity.reason}
+    return {
+        "value": quantity.value,
+        "low": quantity.low,
+        "high": quantity.high,
+        "unit": quantity.unit,
+    }
 
 
 def _value(quantity: object) -> str:

@@ -28,7 +28,15 @@ from pytest_llmperf.core.metrics.origin import (
 from pytest_llmperf.core.metrics.readings import NO_READINGS, Readings, cpu_time_per_token
 from pytest_llmperf.core.metrics.repetitions import OfflineWork, Repetition, valid_repetitions
 from pytest_llmperf.core.metrics.request_times import NOT_TIMED, UNKNOWN_SPAN, gaps_s, succeeded
-from pytest_llmperf.core.metrics.results import Memory, Quantity, RunResult, Times
+from pytest_llmperf.core.metrics.results import (
+    NO_SERVER,
+    Memory,
+    Quantity,
+    RunResult,
+    Startup,
+    Times,
+)
+from pytest_llmperf.core.metrics.servers import life
 from pytest_llmperf.core.trace import RequestTrace, Trace
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.core.verdicts.processes import ALIKE
@@ -45,8 +53,11 @@ _MEANINGLESS_IN_A_QUEUE = ("prefill_throughput", "decode_throughput", *DEVICE_US
 Quantities = dict[str, Any]
 """Quantities by name: each an Estimate, Latencies or NotMeasurable, as its field of RunResult."""
 
+_COUNTED_BY_SERVERS = ("preemptions", "unpreempted", "speculative_acceptance", "prefix_hits")
+
 _NEVER_OFFLINE: Quantities = {
     "goodput": NotMeasurable("goodput", "this workload has no SLO"),
+    **not_measurable(_COUNTED_BY_SERVERS, NO_SERVER),
     **not_measurable(("speed_up", "efficiency"), NOT_COMPARED),
 }
 
@@ -184,4 +195,7 @@ def _read_once(around: Readings, origin: Origin) -> Quantities:
         "memory": Memory.of(around.memory, origin),
         "energy": readings.energy(around.energy, origin),
         "load_time": readings.load_time(around.load_s, "nothing was loaded", origin),
+        "startup": Startup.unmeasured(NO_SERVER)
+        if around.startup is None
+        else life.startup(around.startup, origin),
     }

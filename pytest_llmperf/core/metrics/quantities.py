@@ -253,6 +253,75 @@ _OTHER = (
         tolerance=0.1,
     ),
 )
+_SERVER = (
+    _row(
+        "startup.process",
+        "s",
+        "lower",
+        "startup_process/1",
+        "server: start of its command to healthy, without weights and compilation; one observation",
+        tolerance=0.1,
+    ),
+    _row(
+        "startup.weights",
+        "s",
+        "lower",
+        "startup_weights/1",
+        "server: reading the weights, as its log says; the slowest rank; one observation",
+        tolerance=0.1,
+    ),
+    _row(
+        "startup.compile",
+        "s",
+        "lower",
+        "startup_compile/1",
+        "server: compiling and capturing graphs, as its log says; one observation",
+        tolerance=0.1,
+    ),
+    _row(
+        "startup.warm",
+        "s",
+        "lower",
+        "startup_warm/1",
+        "server: healthy to first answer; one observation",
+        tolerance=0.1,
+    ),
+    _row(
+        "memory.kv_tokens",
+        "tok",
+        "higher",
+        "kv_tokens/1",
+        "server: tokens that its KV cache holds, as it says",
+    ),
+    _row(
+        "preemptions",
+        "",
+        "lower",
+        "preemptions/1",
+        "server: requests put back because the KV cache was full, as its metrics count them",
+    ),
+    _row(
+        "unpreempted",
+        "1",
+        "higher",
+        "unpreempted/1",
+        "server: 1 - preemptions / requests sent; it has a ratio where no request was preempted",
+    ),
+    _row(
+        "speculative_acceptance",
+        "1",
+        "higher",
+        "speculative_acceptance/1",
+        "server: accepted tokens / proposed tokens, as its metrics count them",
+    ),
+    _row(
+        "prefix_hits",
+        "1",
+        "higher",
+        "prefix_hits/1",
+        "server: prompt tokens from the prefix cache / prompt tokens, as its metrics count them",
+    ),
+)
 _AGREEMENT = (
     _row(
         "agreement.top1",
@@ -336,7 +405,7 @@ _TASK = (
 )
 
 TABLE: dict[str, Metric] = {
-    row.name: row for row in (*_SPEED, *_USE, *_MEMORY, *_OTHER, *_AGREEMENT, *_TASK)
+    row.name: row for row in (*_SPEED, *_USE, *_MEMORY, *_OTHER, *_SERVER, *_AGREEMENT, *_TASK)
 }
 ALIASES = {"output_throughput": "throughput"}
 

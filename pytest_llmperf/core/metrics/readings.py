@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pytest_llmperf.core.metrics.origin import Origin, exact, sampled
 from pytest_llmperf.core.metrics.results import Energy, Quantity
-from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, StepCost
+from pytest_llmperf.core.trace import Ceilings, EnergyReading, MemoryGauges, Startup, StepCost
 from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.errors import InvalidRun
 
@@ -20,7 +20,8 @@ class Readings(NamedTuple):
     """Memory from a pass of its own, energy, what a step costs, and what the device can reach.
 
     None stands for what was not read. `memory` holds the gauges of each rank; `load_s` is the time
-    that loading took; `collectives` is their share of a run, or the reason why it is not known.
+    that loading took; `collectives` is their share of a run, or the reason why it is not known;
+    `startup` has the phases of a server's start.
     """
 
     step: StepCost | None = None
@@ -29,6 +30,7 @@ class Readings(NamedTuple):
     energy: EnergyReading | None = None
     load_s: float | None = None
     collectives: float | str = ONE_DEVICE
+    startup: Startup | None = None
 
 
 NO_READINGS = Readings()

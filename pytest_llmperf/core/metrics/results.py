@@ -24,11 +24,24 @@ Quantity = Estimate | NotMeasurable
 Times = Latencies | NotMeasurable
 
 Missing = Callable[[str, str], object]
-_GAUGES = ("weights", "peak", "growth", "reserved", "process", "device", "kv_cache")
+_GAUGES = (
+    "weights",
+    "peak",
+    "growth",
+    "reserved",
+    "process",
+    "device",
+    "kv_cache",
+    "kv_tokens",
+)
+_PHASES = ("process", "weights", "compile", "warm")
+
+NO_SERVER = "only a server has it"
+"""Reason of what only servers have: records of other engines leave it out."""
 
 
 class Memory(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False):
-    """Bytes, summed over the ranks.
+    """Bytes, summed over the ranks, and the tokens that a server's KV cache holds.
 
     `ranks` holds each rank's own; `imbalance` is the largest rank over the mean rank.
     """
@@ -40,6 +53,7 @@ class Memory(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False)
     process: Quantity
     device: Quantity
     kv_cache: Quantity
+    kv_tokens: Quantity
     imbalance: Quantity
     ranks: tuple[MemoryGauges, ...] = ()
 
@@ -60,6 +74,21 @@ class Memory(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False)
         missing: dict[str, Any] = {
             name: missing_as(f"memory.{name}", reason) for name in (*_GAUGES, "imbalance")
         }
+        return cls(**missing)
+
+
+class Startup(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=False):
+    """Seconds of the phases of a server's start; see `core.trace.Startup`."""
+
+    process: Quantity
+    weights: Quantity
+    compile: Quantity
+    warm: Quantity
+
+    @classmethod
+    def unmeasured(cls, reason: str, missing_as: Missing = NotMeasurable) -> Startup:
+        """Return phases that are all NotMeasurable, or what `missing_as` makes of each."""
+        missing: dict[str, Any] = {name: missing_as(f"startup.{name}", reason) for name in _PHASES}
         return cls(**missing)
 
 
@@ -100,6 +129,11 @@ class RunResult(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=Fal
     memory: Memory
     energy: Energy
     load_time: Quantity
+    startup: Startup
+    preemptions: Quantity
+    unpreempted: Quantity
+    speculative_acceptance: Quantity
+    prefix_hits: Quantity
     serving: ServingSummary | None = None
     n_requests: int = 0
     n_failed: int = 0
@@ -132,7 +166,12 @@ class RunResult(Suggests, ManyNumbers, Struct, frozen=True, kw_only=True, eq=Fal
             name: missing_as(name, reason) for name in cls.__struct_fields__ if name in TABLE
         }
         energy: dict[str, Any] = {"per_token": missing_as("energy.per_token", reason)}
-        return cls(**missing, memory=Memory.unmeasured(reason, missing_as), energy=Energy(**energy))
+        return cls(
+            **missing,
+            memory=Memory.unmeasured(reason, missing_as),
+            energy=Energy(**energy),
+            startup=Startup.unmeasured(reason, missing_as),
+        )
 
     def metric(self, name: str) -> Quantity:
         """Return the quantity of that name: 'throughput', 'ttft.p95', 'memory.peak'.
@@ -176,7 +215,8 @@ def _total(gauge: str, ranks: Sequence[MemoryGauges], origin: Origin) -> Quantit
     name = f"memory.{gauge}"
     for rank, gauges in enumerate(ranks):
         if getattr(gauges, gauge) is None or gauge in gauges.reasons:
-            reason = gauges.reasons.get(gauge, "this engine does not report it")
+            default = NO_SERVER if gauge == "kv_tokens" else "this engine does not report it"
+            reason = gauges.reasons.get(gauge, default)
             return NotMeasurable(name, f"rank {rank}: {reason}" if len(ranks) > 1 else reason)
     return exact(name, sum(getattr(gauges, gauge) for gauges in ranks), origin)
 

@@ -12,31 +12,59 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.parser import text_string_to_metric_families
 
-NAMES: dict[str, tuple[str, ...]] = {
+_PLAIN_NAMES: dict[str, tuple[str, ...]] = {
     "kv_use": (
         "vllm:kv_cache_usage_perc",
         "vllm:gpu_cache_usage_perc",
         "llamacpp:kv_cache_usage_ratio",
+        "sglang:token_usage",
     ),
     "running": (
         "vllm:num_requests_running",
         "llamacpp:requests_processing",
         "tgi_batch_current_size",
+        "sglang:num_running_reqs",
     ),
-    "waiting": ("vllm:num_requests_waiting", "llamacpp:requests_deferred", "tgi_queue_size"),
-    "preemptions": ("vllm:num_preemptions_total", "vllm:num_preemptions"),
+    "waiting": (
+        "vllm:num_requests_waiting",
+        "llamacpp:requests_deferred",
+        "tgi_queue_size",
+        "sglang:num_queue_reqs",
+    ),
+    "preemptions": (
+        "vllm:num_preemptions_total",
+        "vllm:num_preemptions",
+        "sglang:num_retracted_requests_total",
+    ),
+    "drafted": ("vllm:spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_draft_tokens"),
+    "accepted": (
+        "vllm:spec_decode_num_accepted_tokens_total",
+        "vllm:spec_decode_num_accepted_tokens",
+    ),
     "prefix_hits": (
         "vllm:prefix_cache_hits_total",
         "vllm:prefix_cache_hits",
         "vllm:gpu_prefix_cache_hits_total",
+        "sglang:cached_tokens_total",
     ),
     "prefix_queries": (
         "vllm:prefix_cache_queries_total",
         "vllm:prefix_cache_queries",
         "vllm:gpu_prefix_cache_queries_total",
+        "sglang:prompt_tokens_total",
     ),
 }
+
+
+def _as_ray_has_it(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Add the names under which Ray passes an engine's metrics on."""
+    return (*names, *(f"ray_{part}" for name in names for part in (name, name.replace(":", "_"))))
+
+
+NAMES = {metric: _as_ray_has_it(names) for metric, names in _PLAIN_NAMES.items()}
 """What we read -> the names that servers have for it, newest first."""
+
+_COUNTERS = ("preemptions", "drafted", "accepted", "prefix_queries", "prefix_hits")
 
 _SERVERS_NAMES = tuple(name for names in NAMES.values() for name in names)
 
@@ -83,7 +111,7 @@ def summarized(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return {}
     gauges = {f"{name}_max": _largest(samples, name) for name in ("kv_use", "running", "waiting")}
     counters = {
-        "preemptions": _growth(samples, "preemptions"),
+        **{name: _growth(samples, name) for name in _COUNTERS},
         "prefix_hit_share": _prefix_hit_share(samples),
     }
     return {name: value for name, value in (gauges | counters).items() if value is not None}

@@ -30,6 +30,14 @@ from pytest_llmperf.core.metrics.request_times import (
     ttft_s,
 )
 from pytest_llmperf.core.metrics.results import Quantity, RunResult, Times
+from pytest_llmperf.core.metrics.servers.life import (
+    UNKNOWN_LIFE,
+    ServerLife,
+    kv_tokens,
+    of_traffic,
+    startup,
+)
+from pytest_llmperf.core.metrics.servers.turns import by_turn
 from pytest_llmperf.core.metrics.serving_rates import Counted, rate
 from pytest_llmperf.core.metrics.serving_summary import ServingSummary
 from pytest_llmperf.core.metrics.slo import Slo
@@ -38,6 +46,7 @@ from pytest_llmperf.core.verdicts.estimate import NotMeasurable
 from pytest_llmperf.errors import InvalidRun, NoRequestSucceeded
 
 _NS = 1e9
+COUNTERS = frozenset({"preemptions", "drafted", "accepted", "prefix_queries", "prefix_hits"})
 
 NO_GAPS = "the load generator keeps the times of a request's first and last token alone"
 NO_SECOND_MESSAGE = "no request had a token after its first message"
@@ -99,19 +108,26 @@ def reduce_serving(
     workload: ServingWork,
     load_s: float | None = None,
     origin: Origin = NO_ORIGIN,
+    life: ServerLife = UNKNOWN_LIFE,
 ) -> RunResult:
     """Return every quantity of traffic; what it cannot give is NotMeasurable with its reason.
 
     Several traces are repetitions of an interleaved comparison (`origin.pair`), whose rates are
-    then compared one by one. `load_s` is None where the server ran already.
+    then compared one by one. `load_s` is None where the server ran already, and `life` has the rest
+    of its start.
 
     Raises:
         InvalidRun: no request succeeded after the ramp-up, or a time is not in order.
     """
     runs = [_run(trace, workload.ramp_up) for trace in traces]
     has_gaps = all(trace.gaps for trace in traces)
+    unmeasured = RunResult.unmeasured(NO_SUCH)
+    n_sent = sum(len(trace.requests) for trace in traces)
     return replace(
-        RunResult.unmeasured(NO_SUCH),
+        unmeasured,
+        **of_traffic([trace.server for trace in traces], n_sent, origin),
+        memory=replace(unmeasured.memory, kv_tokens=kv_tokens(life.memory, origin)),
+        startup=startup(life.startup, origin),
         **_rates(runs, workload.slo, origin),
         **_times(runs, origin, has_gaps=has_gaps),
         cpu_time_per_token=_cpu_time_per_token(traces, origin),
@@ -337,6 +353,7 @@ def _summary(
         n_cut=sum(len(trace.requests) for trace in traces) - len(requests),
         server=_merged(traces),
         generator=traces[0].generator,
+        **by_turn([request for run in runs for request in run.successes]),
     )
 
 
@@ -378,5 +395,5 @@ def _merged(traces: Sequence[ServingTrace]) -> dict[str, float]:
     for trace in traces:
         for name, value in trace.server.items():
             before = merged.get(name, 0.0)
-            merged[name] = before + value if name == "preemptions" else max(before, value)
+            merged[name] = before + value if name in COUNTERS else max(before, value)
     return merged

@@ -16,6 +16,8 @@ class ServingSummary(Struct, frozen=True, kw_only=True):
     wall time. `saturated` says why there was no steady state, or is empty. `server` is what its
     metrics said during the run: `preemptions`, `prefix_hit_share`, `kv_use_max`, `running_max`,
     `waiting_max`. `generator` is the program of another project that sent the requests, or empty.
+    `ttft_by_turn` are the medians (s) of the TTFT of each turn of conversations, the first first,
+    of so many `requests_by_turn`; empty of other traffic.
     """
 
     offered_rate: float = 0.0
@@ -30,6 +32,8 @@ class ServingSummary(Struct, frozen=True, kw_only=True):
     n_cut: int = 0
     server: dict[str, float] = {}
     generator: str = ""
+    ttft_by_turn: tuple[float, ...] = ()
+    requests_by_turn: tuple[int, ...] = ()
 
     def notes(self) -> list[str]:
         """Return what a reader of the numbers must know, one sentence each."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
-from filelock import FileLock
 from transformers import PreTrainedModel
 
+from pytest_llmperf.cache_folder import writing
 from pytest_llmperf.errors import LoadError
 
 _CONFIGURATION = "config.json"
@@ -26,8 +26,7 @@ def write_once(folder: Path, save: Callable[[Path], None]) -> None:
     """
     if _is_whole(folder):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with writing(folder):
         if not _is_whole(folder):
             _write(folder, save)
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,24 +33,35 @@ def hash_value(value: Mapping[str, object]) -> str:
 def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file's content.
 
-    Kept in the cache by path, size and time of change: weights are read once.
+    Kept in the cache by path, size, times and place on the disk: weights are read once. A copy that
+    keeps the time of change has another time of its status.
     """
-    entry = _cache_entry(file)
+    stat = file.stat()
+    key = {
+        "path": str(file.resolve()),
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
+    return cached_hash(hash_value(key), lambda: _digest(file))
+
+
+def cached_hash(key: str, make: Callable[[], str]) -> str:
+    """Return the SHA-256 that the cache holds for `key`, a name of a file; else make and keep it.
+
+    `make` returns 64 hexadecimal digits.
+    """
+    entry = cache_dir() / "hashes" / key
     try:
         cached = entry.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
         cached = ""
     if _SHA256.fullmatch(cached):  # a full disk leaves less
         return cached
-    digest = _digest(file)
+    digest = make()
     _write_entry(entry, digest)
     return digest
-
-
-def _cache_entry(file: Path) -> Path:
-    stat = file.stat()
-    key = {"path": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    return cache_dir() / "hashes" / hash_value(key)
 
 
 def _digest(file: Path) -> str:

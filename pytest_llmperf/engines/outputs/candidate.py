@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,23 +89,30 @@ class _Candidate:
         ranks = _ranks_of_others(place, tokens, own, logits, candidate)
         return PromptComparison(
             index=index,
-            prompt=stored.prompts[index],
-            n_prompt_tokens=len(stored.rows[index]),
             **vars(scored),
+            **self._texts(index, own),
             n_free=len(tokens),
             first_divergence=place,
             candidate_rank_in_reference=ranks[0],
             reference_rank_in_candidate=ranks[1],
-            reference_text=scorer.text(tokens.tolist()),
-            candidate_text=scorer.text(own.tolist()),
             worst=worst_position(scored, logits, candidate, scorer.token_text),
-            part=stored.parts[index],
             path="" if scorer.unforced else scorer.loop.name,
             unforced=scorer.unforced,
             reprefill_kl=() if seen.alone is None else divergence_of(seen.alone[row], candidate),
-            rounding_noise=None if stored.rounding is None else stored.rounding.noise,
-            rounding_kl=None if stored.rounding is None else stored.rounding.kl,
+            rounding_noise=stored.rounding_noise,
+            rounding_kl=stored.rounding_kl,
         )
+
+    def _texts(self, index: int, own: Tensor) -> dict[str, Any]:
+        """Return what a comparison says of its prompt and of both texts."""
+        scorer, stored = self._scorer, self._reference.stored
+        return {
+            "prompt": stored.prompts[index],
+            "part": stored.parts[index],
+            "n_prompt_tokens": len(stored.rows[index]),
+            "reference_text": scorer.text(self._reference.continuation[index].tolist()),
+            "candidate_text": scorer.text(own.tolist()),
+        }
 
 
 def _own_tokens(tokens: Tensor, logits: Tensor, free: Tensor | None) -> Tensor:

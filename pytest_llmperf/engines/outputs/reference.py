@@ -58,12 +58,20 @@ class Questions:
         rows = [_cut(*row, scorer) for row in zip(rows, parts, counts, strict=True)]
         for row, count in zip(rows, counts, strict=True):
             scorer.require_fits([row], count)
-        different = [i for i, row in enumerate(rows) if parts[i] != LONG or row not in rows[:i]]
-        return cls(
-            texts=tuple(texts[i] for i in different),
-            rows=[rows[i] for i in different],
-            parts=tuple(parts[i] for i in different),
-            counts=tuple(counts[i] for i in different),
+        return cls(tuple(texts), rows, tuple(parts), tuple(counts)).without_repeated()
+
+    def without_repeated(self) -> Questions:
+        """Leave out long prompts that are the same since they were cut."""
+        chosen = [
+            i
+            for i, part in enumerate(self.parts)
+            if part != LONG or self.rows[i] not in self.rows[:i]
+        ]
+        return Questions(
+            texts=tuple(self.texts[i] for i in chosen),
+            rows=[self.rows[i] for i in chosen],
+            parts=tuple(self.parts[i] for i in chosen),
+            counts=tuple(self.counts[i] for i in chosen),
         )
 
 
@@ -72,7 +80,7 @@ def _new_tokens(part: str, new_tokens: int) -> int:
 
 
 def _cut(row: list[int], part: str, new_tokens: int, scorer: Scorer) -> list[int]:
-    """Return the beginning of a long prompt that the model has positions for, others as they are."""
+    """Return the beginning of a long prompt that fits into the model, and others as they are."""
     positions = None if scorer.bounds is None else scorer.bounds.positions
     if part != LONG or positions is None:
         return row
@@ -199,17 +207,24 @@ def batches(
 
     The last batch of many repeats rows from the front.
     """
-    pad, device = scorer.vocabulary.pad, scorer.device
     many = [i for i, part in enumerate(parts) if part != LONG]
+    yield from _equal_batches(rows, many, batch, scorer)
+    for i, part in enumerate(parts):
+        if part == LONG:
+            tokens = left_padded([rows[i]], scorer.vocabulary.pad, scorer.device)
+            yield PromptBatch(tokens, (i,))
+
+
+def _equal_batches(
+    rows: list[list[int]], many: list[int], batch: int, scorer: Scorer
+) -> Iterator[PromptBatch]:
     width = max((len(rows[i]) for i in many), default=0)
     for first in range(0, len(many), batch):
         chosen = [many[(first + i) % len(many)] for i in range(batch)]
-        tokens = left_padded([rows[i] for i in chosen], pad, device, width)
+        padded = [rows[i] for i in chosen]
+        tokens = left_padded(padded, scorer.vocabulary.pad, scorer.device, width)
         n_new = min(batch, len(many) - first)
         yield PromptBatch(tokens, tuple(chosen[:n_new]), tuple(chosen[n_new:]))
-    for i, part in enumerate(parts):
-        if part == LONG:
-            yield PromptBatch(left_padded([rows[i]], pad, device), (i,))
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,16 @@ class ReferenceFile:
     ends: tuple[int, ...]
     rounding: Rounding | None
 
+    @property
+    def rounding_noise(self) -> float | None:
+        """The noise of the reference's rounding, where it was measured."""
+        return None if self.rounding is None else self.rounding.noise
+
+    @property
+    def rounding_kl(self) -> float | None:
+        """The divergence of the reference's rounding, where it was measured."""
+        return None if self.rounding is None else self.rounding.kl
+
     @classmethod
     def read(cls, path: str, framework: str) -> ReferenceFile:
         """Read all but the logits as arrays of a framework, "pt" or "np".

@@ -1,4 +1,4 @@
-"""A model in float32 made to round as one in bfloat16 does, in float32's own speed.
+"""A model in float32 made to round as one in 16 bit does, in float32's own speed.
 
 On a CPU without instructions for bfloat16 its products are several times as slow as those of
 float32, and a copy of a model in another dtype needs memory that may not be there.
@@ -46,7 +46,11 @@ _SUMS = frozenset(
 
 
 class Rounded(TorchFunctionMode):
-    """Rounds what products take, and what they and sums give, to the values of bfloat16."""
+    """Rounds what products take, and what they and sums give, to the values of a dtype."""
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self._dtype = dtype
 
     def __torch_function__(
         self,
@@ -58,16 +62,20 @@ class Rounded(TorchFunctionMode):
         """Call `func`, with rounding around it where it computes."""
         named = dict(kwargs or {})
         if func in _PRODUCTS:
-            inputs = [rounded(value) for value in args]
-            return rounded(func(*inputs, **{key: rounded(value) for key, value in named.items()}))
+            inputs = [self._rounded(value) for value in args]
+            options = {key: self._rounded(value) for key, value in named.items()}
+            return self._rounded(func(*inputs, **options))
         out = func(*args, **named)
-        return rounded(out) if func in _SUMS and _is_wide(out) else out
+        return self._rounded(out) if func in _SUMS and _is_wide(out) else out
+
+    def _rounded(self, value: Any) -> Any:
+        return rounded(value, self._dtype)
 
 
-def rounded(value: Any) -> Any:
-    """Return a float32 tensor with the values of bfloat16, and anything else as it is."""
+def rounded(value: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Return a float32 tensor with the values of `dtype`, and anything else as it is."""
     if isinstance(value, Tensor) and value.dtype == torch.float32:
-        return value.to(torch.bfloat16).to(torch.float32)
+        return value.to(dtype).to(torch.float32)
     return value
 
 

@@ -1,4 +1,4 @@
-"""A model that is compared: through the decode loop that is measured, and by itself without a cache.
+"""A model that is compared: through the loop that is measured, and by itself without a cache.
 
 Token ids go in, never text.
 """

@@ -11,6 +11,7 @@ from pytest_llmperf.core.trace import RequestTrace, TokenEvent
 from pytest_llmperf.engines.scripted.options import ScriptedOptions
 from pytest_llmperf.engines.scripted.timing import NO_CPU_TIME, cpu_s, marks
 from pytest_llmperf.engines.scripted.virtual_clock import VirtualClock
+from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import Serve
 
 
@@ -21,6 +22,10 @@ def serve(options: ScriptedOptions, work: Serve, clock: VirtualClock, factor: fl
     Open loop: requests are due when the workload says. Closed loop: when the line's last request is
     over.
     """
+    if work.conversations is not None:
+        raise UsageError(
+            "the scripted engine plays no conversations: they take a server that answers."
+        )
     start_ns = clock.advance_ns(0)
     requests = _requests(options, work, start_ns / 1e9, factor)
     last_ns = max((request.t_end_ns for request in requests), default=0)

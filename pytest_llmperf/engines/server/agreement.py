@@ -78,8 +78,8 @@ class ServerAnswer:
     """What a server says about one prompt.
 
     `logprobs` are what it says of each token of the reference's continuation: token id as text ->
-    `logprob` and `rank`, which begins with 1. `free` are its own tokens, and `free_logprobs` what it
-    says of each of them as it decodes, empty where it does not.
+    `logprob` and `rank`, which begins with 1. `free` are its own tokens, and `free_logprobs` what
+    it says of each of them as it decodes, empty where it says nothing.
     """
 
     logprobs: Sequence[dict[str, Any]]
@@ -161,7 +161,9 @@ async def _free_tokens(
 
     That is their log-probabilities, which not every server gives.
     """
-    choice = await ask({"prompt": list(row), **_exactly(n), "return_token_ids": True, "logprobs": 1})
+    choice = await ask(
+        {"prompt": list(row), **_exactly(n), "return_token_ids": True, "logprobs": 1}
+    )
     ids = choice.get("token_ids")
     if not _is_list_of(ids, n):
         raise UsageError(

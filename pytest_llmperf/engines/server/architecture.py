@@ -12,9 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from pytest_llmperf.cache_folder import writing
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.folder import architecture_folder
 from pytest_llmperf.engines.models.architectures import ARCHITECTURES
@@ -47,7 +47,7 @@ def architecture(plan: LoadPlan, *, dummy: bool) -> ArchitectureFolder:
         )
     folder = source.folder.with_name(source.folder.name + SUFFIX)
     vocabulary_size = int(ARCHITECTURES[plan.model.location].config["vocab_size"])
-    with FileLock(f"{folder}.lock"):
+    with writing(folder):
         if not folder.is_dir():
             _write(folder, source.folder, vocabulary_size)
     return ArchitectureFolder(folder, source.content_hash, source.dummy)

@@ -26,6 +26,7 @@ from pytest_llmperf.processes import TOKEN, kill_marked
 LOG_LINES = 30
 UNPRINTABLE = "\ufffd"
 _TAIL_BYTES = 2**15
+_BEGINNING_BYTES = 2**20
 _REAP_S = 5.0
 _END_S = 30.0
 
@@ -69,6 +70,12 @@ class Child:
         if not size:
             return f"It wrote nothing ({self.log})."
         return f"Last lines of {self.log}:\n" + "\n".join(_last_lines(self.log, size))
+
+    def beginning(self) -> str:
+        """Return the first lines of its output, those of its start."""
+        with contextlib.suppress(OSError), self.log.open("rb") as stream:
+            return stream.read(_BEGINNING_BYTES).decode("utf-8", "replace")
+        return ""
 
     def resident_bytes(self) -> int:
         """Return the resident memory of the process and its descendants."""

@@ -11,10 +11,10 @@ import asyncio
 import gc
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from typing import Protocol
 
 import aiohttp
 
@@ -28,17 +28,12 @@ from pytest_llmperf.engines.server.failures import (
 )
 from pytest_llmperf.engines.server.messages.bounds import Bounds
 from pytest_llmperf.engines.server.messages.protocols import Parse
+from pytest_llmperf.engines.server.starting.connecting import connections
 from pytest_llmperf.engines.server.stream import Answer, BadStream, answer
 
 PROBE_S = 0.02
-KEEP_ALIVE_S = 2.0
-"""Idle connections are closed before servers close them (llama.cpp's after 5 s).
-
-A request must not meet one that is being closed.
-"""
 
 _OK = 200
-_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +67,7 @@ class Endpoint:
 class RequestOutcome:
     """One request as it went: times in ns, bytes as they came, or why it failed.
 
-    `answer` is set once it has been read.
+    `answer` is set once it has been read. `turn` is that of a conversation, from 1.
     """
 
     call: Call
@@ -82,6 +77,7 @@ class RequestOutcome:
     chunks: list[tuple[int, bytes]] = field(default_factory=list)
     failure: str | None = None
     answer: Answer | None = None
+    turn: int = 0
 
     def read(self, parse: Parse) -> None:
         """Read the answer, or find why it is none. Frees the bytes."""
@@ -105,6 +101,7 @@ class RequestOutcome:
             n_cached_tokens=(self.answer.n_cached or 0) if self.answer is not None else 0,
             t_last_ns=self.answer.t_last_ns if self.answer is not None else 0,
             untimed=self.answer.untimed if self.answer is not None else "",
+            turn=self.turn,
         )
 
     def _n_prompt_tokens(self) -> int:
@@ -144,6 +141,41 @@ class _ClosedLoop:
         outcome = RequestOutcome(self.make_call(len(self.outcomes)), due_ns)
         self.outcomes.append(outcome)
         return outcome
+
+
+@dataclass
+class _Room:
+    """The requests of conversations so far, and how many more there may be."""
+
+    requests: int | None
+    end_ns: int | None
+    outcomes: list[RequestOutcome] = field(default_factory=list)
+
+    def admit(self, turn: NextTurn, due_ns: int) -> RequestOutcome | None:
+        """Return the request of a turn that is due at `due_ns`; None where there is no room."""
+        if self.requests is not None and len(self.outcomes) >= self.requests:
+            return None
+        if self.end_ns is not None and due_ns >= self.end_ns:
+            return None
+        outcome = RequestOutcome(turn.call, due_ns, turn=turn.number)
+        self.outcomes.append(outcome)
+        return outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTurn:
+    """A turn of a conversation, due `after_s` seconds after the answer before it."""
+
+    call: Call
+    after_s: float
+    number: int
+
+
+class Talk(Protocol):
+    """A conversation that knows what comes next."""
+
+    def next(self, previous: RequestOutcome | None, /) -> NextTurn | None:
+        """Return the next turn after an answer; None at the end."""
 
 
 class Client:
@@ -195,12 +227,57 @@ class Client:
             loop.outcomes, _gather(self._send_in_turn(loop) for _ in range(concurrency))
         )
 
+    async def dialogs(
+        self,
+        talks: Sequence[Talk],
+        *,
+        lines: int | None,
+        starts_s: Sequence[float],
+        requests: int | None,
+        duration_s: float | None,
+    ) -> ClientRun:
+        """Play conversations: on so many lines one after another, or each when it starts.
+
+        No further turn is sent after so many `requests`, or once time is up.
+        """
+        start_ns = self._now_ns() + int(PROBE_S * 1e9)
+        end_ns = None if duration_s is None else start_ns + int(duration_s * 1e9)
+        room = _Room(requests, end_ns)
+        if lines is None:
+            starts_ns = [start_ns + int(offset_s * 1e9) for offset_s in starts_s]
+            pairs = zip(talks, starts_ns, strict=True)
+            work = _gather(self._play([talk], room, start_ns=at_ns) for talk, at_ns in pairs)
+        else:
+            waiting = iter(talks)
+            work = _gather(self._play(waiting, room, start_ns=start_ns) for _ in range(lines))
+        return await self._watched(room.outcomes, work)
+
     async def together(self, calls: Sequence[Call]) -> list[RequestOutcome]:
         """Send all at once: an offline batch."""
         due_ns = self._now_ns()
         outcomes = [RequestOutcome(call, due_ns) for call in calls]
         await self._watched(outcomes, _gather(self._send(outcome) for outcome in outcomes))
         return outcomes
+
+    async def _play(self, talks: Iterable[Talk], room: _Room, *, start_ns: int) -> None:
+        """Play one conversation after another on one line."""
+        for talk in talks:
+            previous: RequestOutcome | None = None
+            while (turn := talk.next(previous)) is not None:
+                # Making a request is our own time, not the server's.
+                earliest_ns = max(start_ns, self._now_ns())
+                after_ns = start_ns + int(turn.after_s * 1e9)
+                outcome = room.admit(turn, max(earliest_ns, after_ns))
+                if outcome is None:
+                    return
+                await self._until(outcome.due_ns)
+                await self._send(outcome)
+                previous, start_ns = outcome, outcome.end_ns
+
+    async def _until(self, due_ns: int) -> None:
+        wait_s = (due_ns - self._now_ns()) / 1e9
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
 
     async def _send_in_turn(self, loop: _ClosedLoop) -> None:
         """Send one request of a closed loop after the other."""
@@ -212,9 +289,7 @@ class Client:
     async def _send_when_due(self, outcomes: Sequence[RequestOutcome]) -> None:
         async with asyncio.TaskGroup() as group:
             for outcome in outcomes:
-                wait_s = (outcome.due_ns - self._now_ns()) / 1e9
-                if wait_s > 0:
-                    await asyncio.sleep(wait_s)
+                await self._until(outcome.due_ns)
                 group.create_task(self._send(outcome))
 
     async def _send(self, outcome: RequestOutcome) -> None:
@@ -311,38 +386,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def connections(timeout_s: float, trusted: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
-    """Return a session without a limit of connections, proxies or cookies.
-
-    Bytes that do not come for `timeout_s` are an error. `trusted` has the certificates to trust
-    beside those of the system.
-    """
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=trusted if trusted is not None else True
-        ),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s),
-        trust_env=False,
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
-
-
-async def takes_connections(base: str, timeout_s: float = 1.0) -> bool:
-    """Whether the server at a URL accepts a connection, or at least does not refuse it.
-
-    A busy server may let it wait.
-    """
-    url = urlsplit(base)
-    try:
-        _, writer = await asyncio.wait_for(
-            asyncio.open_connection(url.hostname, url.port or _PORTS[url.scheme]), timeout_s
-        )
-    except TimeoutError:
-        return True
-    except OSError:
-        return False
-    writer.close()
-    return True

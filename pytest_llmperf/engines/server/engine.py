@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.server.child import Child, find_program, free_port, log_file
-from pytest_llmperf.engines.server.client import connections
 from pytest_llmperf.engines.server.introspection import ASK_S, Introspection, require_model
 from pytest_llmperf.engines.server.loaded import ServedModel
 from pytest_llmperf.engines.server.options import ServerOptions, read_options
 from pytest_llmperf.engines.server.presets import Preset, preset_of
 from pytest_llmperf.engines.server.running import Server
 from pytest_llmperf.engines.server.source import ModelSource, model_source
+from pytest_llmperf.engines.server.starting.connecting import connections
 from pytest_llmperf.engines.server.starting.container import container, files_of
 from pytest_llmperf.engines.server.starting.restart import restart
 
@@ -46,16 +46,17 @@ class ServerEngine:
             if address.child is not None:
                 undo.callback(address.child.end, options.stop_timeout_s)
             server = runner.run(_wait_until_healthy(preset, options, address))
+            healthy_s = time.perf_counter() - start_s
             undo.callback(lambda: runner.run(server.http.close()))
-            loaded = _probe(ServedModel(plan, server, source, runner), start_s)
+            loaded = _probe(ServedModel(plan, server, source, runner), start_s, healthy_s)
             undo.pop_all()
         return loaded
 
 
-def _probe(loaded: ServedModel, start_s: float) -> ServedModel:
+def _probe(loaded: ServedModel, start_s: float, healthy_s: float) -> ServedModel:
     """Wait for the first answer, which ends the load time; then have its settings proved."""
     loaded.probe()
-    loaded.load_s = time.perf_counter() - start_s
+    loaded.started(healthy_s, time.perf_counter() - start_s)
     loaded.prove()
     return loaded
 

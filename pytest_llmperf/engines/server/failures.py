@@ -12,6 +12,7 @@ FIELDS_HINT = (
 
 _REFUSED_FIELDS = frozenset({400, 422})
 _ERROR_BYTES = 300
+_LARGEST_BYTES = 2**24
 
 
 def no_message(timeout_s: float, came: str) -> str:
@@ -28,6 +29,19 @@ async def status_failure(response: aiohttp.ClientResponse) -> str:
     status = f"HTTP {response.status}{_reason(response.status)}"
     hint = FIELDS_HINT if response.status in _REFUSED_FIELDS else ""
     return f"{status}: {shown(text, _ERROR_BYTES)}".rstrip(": ") + hint
+
+
+async def whole(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body of an answer that is no stream.
+
+    Raises aiohttp.ClientPayloadError where it is larger than any that a server has to give.
+    """
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) > _LARGEST_BYTES:
+            raise aiohttp.ClientPayloadError(f"more than {_LARGEST_BYTES} bytes came")
+    return bytes(body)
 
 
 def is_encoded(response: aiohttp.ClientResponse) -> bool:

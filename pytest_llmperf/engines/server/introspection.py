@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from pytest_llmperf.core.metrics import server_metrics
-from pytest_llmperf.engines.server.failures import tls_failure
+from pytest_llmperf.engines.server.failures import tls_failure, whole
 from pytest_llmperf.errors import LoadError, NotInEffect
 
 ASK_S = 5.0
@@ -121,8 +121,10 @@ class Introspection:
         """Return the text of its Prometheus page, or None where it has none."""
         try:
             async with self._get(self._metrics) as response:
-                return await response.text() if response.status == _OK else None
-        except (*_FAILURES, UnicodeDecodeError):
+                if response.status != _OK:
+                    return None
+                return (await whole(response)).decode("utf-8", "replace")
+        except _FAILURES:
             return None
 
     async def sample(self, into: list[dict[str, float]]) -> None:
@@ -137,8 +139,8 @@ class Introspection:
             async with self._get(path) as response:
                 if response.status != _OK:
                     return None
-                return msgspec.json.decode(await response.read())
-        except (*_FAILURES, msgspec.DecodeError):
+                return msgspec.json.decode(await whole(response))
+        except (*_FAILURES, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     async def _vllm_facts(self) -> dict[str, str]:

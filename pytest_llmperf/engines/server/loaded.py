@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +16,15 @@ from pytest_llmperf.core.loaded import Description, ModelFacts, ServingRun, Time
 from pytest_llmperf.core.metrics import server_metrics
 from pytest_llmperf.core.metrics.serving import ServingTrace
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.trace import EnergyReading, Mark, MemoryGauges, RequestTrace, Trace
-from pytest_llmperf.engines.server.client import ClientRun, RequestOutcome
+from pytest_llmperf.core.trace import (
+    EnergyReading,
+    Mark,
+    MemoryGauges,
+    RequestTrace,
+    Startup,
+    Trace,
+)
+from pytest_llmperf.engines.server.client import Client, ClientRun, RequestOutcome
 from pytest_llmperf.engines.server.counting import (
     count_marks,
     require_length_of_all,
@@ -29,9 +36,11 @@ from pytest_llmperf.engines.server.device import device_facts, device_name
 from pytest_llmperf.engines.server.generators import GENERATORS, generate, version_of
 from pytest_llmperf.engines.server.introspection import require_same_model
 from pytest_llmperf.engines.server.prompts import Prompt
+from pytest_llmperf.engines.server.proof.description import effective, memory
 from pytest_llmperf.engines.server.proof.questions import NOTHING, prove
 from pytest_llmperf.engines.server.running import Server, ServerLoop
 from pytest_llmperf.engines.server.source import ModelSource
+from pytest_llmperf.engines.server.starting import phases
 from pytest_llmperf.engines.server.stream import Answer
 from pytest_llmperf.engines.server.traffic import (
     Requests,
@@ -40,12 +49,10 @@ from pytest_llmperf.engines.server.traffic import (
 )
 from pytest_llmperf.errors import InvalidRun, LoadError, UsageError
 from pytest_llmperf.instruments.cpu_time import ON_A_GPU
-from pytest_llmperf.secrets import masked
 from pytest_llmperf.workloads import Decode, Prefill, Serve, Workload
 
 PROBE_TOKENS = 2
 _HTTP_OK = 200
-_UNSEEN = "a server shows its weights to nobody"
 _NO_LOGITS = (
     "a server streams tokens, not logits: "
     "compare the transformers or vllm engine with the reference"
@@ -78,6 +85,17 @@ class ServedModel:
         self._counted = ""
         self._closed = False
         self.load_s = 0.0
+        self._startup: Startup | None = None
+
+    def started(self, healthy_s: float, load_s: float) -> None:
+        """Note when the server was healthy and when it gave its first answer, in s from its start.
+
+        The phases of a server of ours are in its log.
+        """
+        self.load_s = load_s
+        child = self._server.child
+        if child is not None:
+            self._startup = phases.startup(child.beginning(), healthy_s, load_s)
 
     def probe(self) -> None:
         """Ask for one short answer: the server generates, as the model asked for.
@@ -115,6 +133,7 @@ class ServedModel:
             device_name=device_name(self._plan.device, facts),
             device_facts=facts,
             memory=self._memory(),
+            startup=self._startup,
         )
 
     def _versions(self) -> dict[str, str]:
@@ -169,8 +188,7 @@ class ServedModel:
         if workload.generator:
             return self._generated(workload, repetition, Path(program))
         client = self._requests.client(workload.timeout)
-        call = self._requests.of_traffic(workload, repetition)
-        sending = self._loop.sampled(send(client, workload, call))
+        sending = self._loop.sampled(self._sent(client, workload, repetition))
         (run, samples), marks, cpu_s, gauges = self._loop.watched(sending)
         marks += self._checked(run.outcomes, fixed=self._is_fixed(workload))
         trace = _serving_trace(run, samples, self._cpu_time(cpu_s))
@@ -182,6 +200,13 @@ class ServedModel:
             counted=self._counted,
             telemetry=gauges,
         )
+
+    def _sent(
+        self, client: Client, workload: Serve, repetition: int
+    ) -> Coroutine[Any, Any, ClientRun]:
+        if workload.conversations is not None:
+            return self._requests.converse(client, workload, repetition)
+        return send(client, workload, self._requests.of_traffic(workload, repetition))
 
     def _generated(self, workload: Serve, repetition: int, program: Path) -> ServingRun:
         """Let another project's generator send one run of traffic."""
@@ -307,44 +332,10 @@ class ServedModel:
         require_same_model(self._server.name, _answering_models(answers))
 
     def _effective(self) -> Effective:
-        server = self._server
-        dtype = server.facts.get("dtype", "") or self._proof.dtype
-        source = masked(server.base if server.child is None else " ".join(server.child.command))
-        statement = (
-            f"the server says that it runs in {dtype}"
-            if dtype
-            else "the server does not say in which dtype it runs"
-        )
-        return Effective(
-            engine=self._plan.engine,
-            model_class=server.name,
-            tensors=(),
-            linears=(),
-            compute_dtype=dtype,
-            autocast_dtype=None,
-            checkpoint_dtype=None,
-            attention="",
-            cache="",
-            compile_mode=None,
-            compiled_graphs=0,
-            decode_loop=server.options.protocol,
-            padding_side="",
-            device=self._plan.device,
-            reported_dtype=dtype,
-            notes=(source, statement, *self._proof.notes),
-            server_settings=self._proof.settings,
-        )
+        return effective(self._plan, self._server, self._source, self._proof)
 
     def _memory(self) -> MemoryGauges:
-        reasons = dict.fromkeys(("weights", "peak", "reserved", "device", "kv_cache"), _UNSEEN)
-        child = self._server.child
-        if child is None:
-            reasons["process"] = f"{_UNSEEN}: it runs elsewhere"
-            return MemoryGauges(weights=0, reasons=reasons)
-        if self._plan.device != "cpu":
-            reasons["process"] = f"{_UNSEEN}: its share of the GPU is not told apart"
-            return MemoryGauges(weights=0, reasons=reasons)
-        return MemoryGauges(weights=0, process=child.resident_bytes(), reasons=reasons)
+        return memory(self._plan, self._server, self._proof)
 
 
 def _failures(outcomes: Sequence[RequestOutcome]) -> list[str]:

@@ -18,10 +18,14 @@ _TRIES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What is sent: a text, and the ids that our tokenizer makes of it, where there is one."""
+    """What is sent: a text, and the ids that our tokenizer makes of it, where there is one.
+
+    `messages` are those of a chat that has several; none stands for the text as a user's.
+    """
 
     text: str
     ids: tuple[int, ...] = ()
+    messages: tuple[dict[str, str], ...] = ()
 
 
 @dataclass
@@ -59,6 +63,15 @@ class Prompts:
         text = prefix + prompts.texts[index % len(prompts.texts)]
         return Prompt(text=text, ids=tuple(self.encode(text)))
 
+    def drawn(self, key: str, length: int) -> Prompt:
+        """Return so many random tokens, the same for the same key. Raises UsageError."""
+        return self._draw_prompt(key, length)
+
+    def of_ids(self, ids: list[int]) -> Prompt:
+        """Return ids as a prompt, with their text."""
+        tokenizer = self._require_tokenizer("tokens of a trace are drawn with")
+        return Prompt(text=tokenizer.decode(ids), ids=tuple(ids))
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of a text; none without a tokenizer."""
         if self.tokenizer is None:
@@ -76,7 +89,7 @@ class Prompts:
         """
         tokenizer = self._require_tokenizer("synthetic prompts are made with")
         draw = random.Random(key)  # noqa: S311 - prompts, not secrets
-        plain = self._plain_ids()
+        plain = self.plain_ids()
         ids: list[int] = []
         for _ in range(_TRIES):
             ids = (ids + draw.choices(plain, k=length))[:length]
@@ -103,7 +116,7 @@ class Prompts:
             self._encoded[prompts.content_hash] = [self.encode(text) for text in prompts.texts]
         return self._encoded[prompts.content_hash]
 
-    def _plain_ids(self) -> list[int]:
+    def plain_ids(self) -> list[int]:
         """Return every id that is not special."""
         if not self._plain:
             tokenizer = self._require_tokenizer("synthetic prompts are made with")

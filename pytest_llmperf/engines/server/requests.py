@@ -86,7 +86,7 @@ def _ids_or_text(prompt: Prompt, defaults: RequestDefaults) -> list[int] | str:
 def _chat(prompt: Prompt, n: int, defaults: RequestDefaults) -> dict[str, Any]:
     return {
         **defaults.stream,
-        "messages": [{"role": "user", "content": prompt.text}],
+        "messages": list(prompt.messages) or [{"role": "user", "content": prompt.text}],
         "max_tokens": n,
         **defaults.fixed(n),
     }

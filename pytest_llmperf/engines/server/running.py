@@ -13,10 +13,10 @@ import aiohttp
 
 from pytest_llmperf.core.trace import Mark
 from pytest_llmperf.engines.server.child import Child
-from pytest_llmperf.engines.server.client import takes_connections
 from pytest_llmperf.engines.server.introspection import Introspection
 from pytest_llmperf.engines.server.options import ServerOptions
 from pytest_llmperf.engines.server.presets import Preset
+from pytest_llmperf.engines.server.starting.connecting import takes_connections
 from pytest_llmperf.errors import WorkerError
 from pytest_llmperf.instruments.telemetry import judge_cpu, own_cores, read_cpu
 

@@ -6,6 +6,7 @@ Torch is imported only where it must be.
 from __future__ import annotations
 
 import importlib.util
+import json
 import time
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -159,6 +160,24 @@ def _tokenizer_folder(plan: LoadPlan, path: Path) -> Path | None:
     if path.is_dir():
         return path
     return converted(plan.model.location) if plan.model.kind == "builtin" else None
+
+
+def chat_template(folder: Path | None) -> str:
+    """Return the text of a tokenizer's chat template; "" where it has none.
+
+    A file of its own comes before the field of the configuration, as in transformers.
+    """
+    if folder is None:
+        return ""
+    try:
+        own_file = folder / "chat_template.jinja"
+        if own_file.is_file():
+            return own_file.read_text(encoding="utf-8")
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    template = config.get("chat_template") if isinstance(config, dict) else None
+    return template if isinstance(template, str) else json.dumps(template or "")[1:-1]
 
 
 def _tokenizer(options: ServerOptions, path: Path | None) -> Tokenizer | None:

@@ -12,6 +12,9 @@ from pytest_llmperf.core.trace import RequestTrace
 from pytest_llmperf.engines.server import requests
 from pytest_llmperf.engines.server.child import log_file
 from pytest_llmperf.engines.server.client import Call, Client, ClientRun, Endpoint
+from pytest_llmperf.engines.server.dialogs.contexts import Context, block_prompt
+from pytest_llmperf.engines.server.dialogs.playing import play
+from pytest_llmperf.engines.server.failures import whole
 from pytest_llmperf.engines.server.generators import Generator, Job
 from pytest_llmperf.engines.server.prompts import Prompt, Prompts
 from pytest_llmperf.engines.server.running import Server
@@ -97,12 +100,32 @@ class Requests:
 
         def call(index: int) -> Call:
             n_prompt, n_output = _lengths(work, index)
-            prompt = self.prompts.prompt(
-                work.prompts, n_prompt, repetition, index, repeat=work.prefix_cache
-            )
-            return self.call(prompt, n_output, common)
+            return self.call(self._prompt(work, n_prompt, repetition, index), n_output, common)
 
         return call
+
+    def _prompt(self, work: Serve, n_prompt: int | None, repetition: int, index: int) -> Prompt:
+        """Return the prompt of the request of a number: of a trace's blocks, where it has some."""
+        traffic = work.traffic
+        if traffic is not None and traffic.blocks and n_prompt is not None:
+            blocks = traffic.blocks[index % len(traffic.blocks)]
+            return block_prompt(self.prompts, blocks, traffic.block_tokens, n_prompt)
+        return self.prompts.prompt(
+            work.prompts, n_prompt, repetition, index, repeat=work.prefix_cache
+        )
+
+    async def converse(self, client: Client, work: Serve, repetition: int) -> ClientRun:
+        """Play a load's conversations once, with tokens of their own in each repetition."""
+        talks = work.conversations
+        assert talks is not None  # noqa: S101 - whoever converses has some
+        ignore_eos = self.common.ignore_eos and work.ignore_eos
+        common = dataclasses.replace(self.common, ignore_eos=ignore_eos)
+        return await play(
+            client,
+            work,
+            lambda number: Context(self.prompts, talks, repetition, number),
+            lambda prompt, n_tokens: self.call(prompt, n_tokens, common),
+        )
 
     def of_generator(
         self, generator: Generator, work: Serve, repetition: int, program: Path
@@ -132,7 +155,7 @@ class Requests:
         async with server.http.post(
             self.url, data=body, headers=headers, allow_redirects=False
         ) as response:
-            return response.status, await response.read()
+            return response.status, await whole(response)
 
 
 def _folder_of(generator: Generator, server: Server) -> Path:

@@ -20,6 +20,7 @@ from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.accounting.cost import weight_bytes_read
 from pytest_llmperf.engines.transformers.generate import GenerateLoop, TokenClock, require_length
 from pytest_llmperf.engines.transformers.kv_cache import cache_seen
+from pytest_llmperf.engines.transformers.observed.computed import require_positions
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 BY_MODEL = 5
@@ -104,6 +105,7 @@ class AssistedLoop(GenerateLoop):
             )
         tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
         require_length(tokens, clock.arrivals, new_tokens)
+        require_positions(out.past_key_values, batch.ids.shape[1] + new_tokens - 1)
         mean_positions = batch.ids.shape[1] + new_tokens / 2
         assisted = self._assisted_by(proposals, clock, mean_positions)
         return Decoded(

@@ -44,7 +44,8 @@ class SourceModel:
     """A model as its source gives it: with its tokenizer if it has one, and its weights' identity.
 
     `conversion` says which of its linear layers were quantized, if any were. `not_read` says what
-    lies beside the model and was not read, `unasked` what the loader decided by itself.
+    lies beside the model and was not read, `unasked` what the loader decided by itself. `held_hash`
+    is of what a model without files computes with beside its parameters.
     """
 
     model: Any
@@ -54,6 +55,7 @@ class SourceModel:
     conversion: Conversion | None = None
     not_read: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
+    held_hash: str = ""
 
 
 def from_folder(plan: LoadPlan, device: torch.device) -> SourceModel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._inductor import list_mode_options
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.transformers.observed.compiled import CompiledWork
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 CUDAGRAPHS = ("trees", "manual", "off")
@@ -37,12 +38,16 @@ SMALL_BATCH_OPTIONS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How to compile. `options` are settings of torch._inductor.config; `text` is reported."""
+    """How to compile. `options` are settings of torch._inductor.config; `text` is reported.
+
+    `work` notes what was compiled.
+    """
 
     mode: str
     cudagraphs: str
     options: dict[str, Any]
     device: torch.device
+    work: CompiledWork = field(default_factory=CompiledWork)
 
     @property
     def text(self) -> str:
@@ -57,7 +62,10 @@ class CompileOptions:
         `rewind` is called before each run.
         """
         compiled: Callable[[], Tensor] = torch.compile(
-            step, fullgraph=True, dynamic=False, options=self.options
+            step,
+            fullgraph=True,
+            dynamic=False,
+            backend=self.work.backend(self.options, dynamic=False),
         )
         if self.cudagraphs == "manual":
             return capture(compiled, rewind)
@@ -83,7 +91,7 @@ class CompileOptions:
 
     def compile_forward(self, model: Any) -> None:
         """Compile the forward pass of `model` for lengths that grow."""
-        model.compile(dynamic=True, options=self.options)
+        model.compile(dynamic=True, backend=self.work.backend(self.options, dynamic=True))
 
 
 def compile_options(plan: LoadPlan, device: torch.device, *, static: bool) -> CompileOptions:

@@ -23,6 +23,7 @@ from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.outputs.requests import BatchRequests
 from pytest_llmperf.engines.transformers.batches import Answered
 from pytest_llmperf.engines.transformers.generate import require_tokens
+from pytest_llmperf.engines.transformers.observed.in_flight import InFlight
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 PAGE_TOKENS = 32
@@ -107,6 +108,7 @@ class ContinuousLoop:
     """The decode loop of continuous batching; see DecodeLoop.
 
     `answer` takes requests of different lengths. The manager is reused while it fits the work.
+    `in_flight` tells how many of the last run's requests ran at once.
     """
 
     def __init__(self, model: Any, pad: int) -> None:
@@ -114,6 +116,7 @@ class ContinuousLoop:
         self._model = model
         self._pad = pad
         self._size: Size | None = None
+        self.in_flight = InFlight.of(())
 
     def decode(self, batch: TokenBatch, new_tokens: int) -> Decoded:
         """Decode the rows of a padded batch without their padding.
@@ -156,7 +159,9 @@ class ContinuousLoop:
         ordered = [outputs[name] for name in names]
         require_complete(ordered, requests.new_tokens)
         tokens = [list(output.generated_tokens) for output in ordered]
-        return Answered(start_ns, tokens, [_events(output) for output in ordered], cache)
+        events = [_events(output) for output in ordered]
+        self.in_flight = InFlight.of(events)
+        return Answered(start_ns, tokens, events, cache)
 
     @contextmanager
     def _running(self, size: Size, forced: ForcedRequests | None) -> Iterator[Any]:

@@ -5,7 +5,8 @@ The probe runs one token through the model.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from msgspec import structs
@@ -25,6 +26,7 @@ from pytest_llmperf.engines.transformers.accounting.matrices import other_matric
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.observed.attention import attention_in_use
 from pytest_llmperf.engines.transformers.observed.calls import Calls, watched_calls
+from pytest_llmperf.engines.transformers.observed.compiled import Matrices, matrices_of
 from pytest_llmperf.engines.transformers.observed.compute import compute_groups, most_computed
 from pytest_llmperf.engines.transformers.observed.groups import (
     assistant_tensors,
@@ -51,9 +53,16 @@ __all__ = [
 ]
 
 
+def _not_compiled(_matrices: Matrices) -> float | None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What the last run used; empty before any run. The fields are those of Effective."""
+    """What the last run used; empty before any run. The fields are those of Effective.
+
+    `compiled_share` gives the share of the matrices' products that ran in compiled graphs.
+    """
 
     cache: str = ""
     compile_mode: str | None = None
@@ -62,6 +71,7 @@ class RunFacts:
     assistance: str = ""
     batching: str = ""
     notes: tuple[str, ...] = ()
+    compiled_share: Callable[[Matrices], float | None] = _not_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +91,8 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
     """
     probe = probe_forward(loaded)
     tensors = tensor_groups(loaded.model)
-    described = _with_calls(_held_by(loaded, tensors, last_run or RunFacts()), loaded, probe)
+    facts = last_run or RunFacts()
+    described = _with_calls(_held_by(loaded, tensors, facts), loaded, probe, facts)
     seen = notes_on(loaded, tensors, is_finite=probe.is_finite)
     noted = structs.replace(described, notes=(*loaded.not_read, *seen, *described.notes))
     return _with_pruning(_with_adapters(noted, loaded), loaded)
@@ -107,11 +118,13 @@ def _held_by(
         offloaded_bytes=offloaded_bytes(loaded.model),
         quantized=_quantized(loaded),
         tensor_parallel=carrier(loaded.model),
-        **asdict(last_run),
+        **vars(last_run) | {"compiled_share": None},
     )
 
 
-def _with_calls(described: Effective, loaded: ModelOnDevice, probe: Probe) -> Effective:
+def _with_calls(
+    described: Effective, loaded: ModelOnDevice, probe: Probe, last_run: RunFacts
+) -> Effective:
     """Add what a forward pass was seen to do."""
     matrices = other_matrices(loaded.model, probe.calls.multiplied)
     return structs.replace(
@@ -122,6 +135,7 @@ def _with_calls(described: Effective, loaded: ModelOnDevice, probe: Probe) -> Ef
         attention=attention_in_use(loaded.model, probe.calls),
         other_matrices=matrices,
         stored_quantized=_stored_quantized(loaded, matrices),
+        compiled_share=last_run.compiled_share(matrices_of(loaded.model, probe.calls)),
     )
 
 

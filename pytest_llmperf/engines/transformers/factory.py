@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 from collections import Counter
@@ -14,7 +13,9 @@ import torch
 from torch import nn
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.loading.reference_key import held_hash
 from pytest_llmperf.engines.transformers.checkpoint import SourceModel, weights_dtype
+from pytest_llmperf.engines.transformers.parameter_hash import parameters_hash
 from pytest_llmperf.errors import LoadError
 from pytest_llmperf.instruments.layers import dtype_name
 
@@ -31,7 +32,8 @@ def from_factory(plan: LoadPlan, device: torch.device) -> SourceModel:
     name = plan.model.location
     model, tokenizer = _unpack(_call(_import_factory(name), plan), name)
     checkpoint_dtype = _most_common_dtype(model)
-    content_hash = _hash_parameters(model)
+    content_hash = parameters_hash(model)
+    held = held_hash(model, made_by=name.partition(":")[0])
     if plan.weights_dtype != "auto":
         _convert(model, weights_dtype(plan, checkpoint_dtype))
     return SourceModel(
@@ -39,6 +41,7 @@ def from_factory(plan: LoadPlan, device: torch.device) -> SourceModel:
         tokenizer=tokenizer,
         content_hash=content_hash,
         checkpoint_dtype=checkpoint_dtype,
+        held_hash=held,
     )
 
 
@@ -114,17 +117,3 @@ def _most_common_dtype(model: nn.Module) -> str:
     for parameter in model.parameters():
         elements[dtype_name(parameter)] += parameter.numel()
     return max(elements, key=lambda dtype: elements[dtype], default="float32")
-
-
-def _hash_parameters(model: nn.Module) -> str:
-    """Return the SHA-256 of names, dtypes and bytes of the parameters that the factory returned."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(_values_as_bytes(parameter))
-    return digest.hexdigest()
-
-
-def _values_as_bytes(parameter: nn.Parameter) -> bytes:
-    values = parameter.detach().cpu().contiguous().flatten()
-    return values.view(torch.uint8).numpy().tobytes()

@@ -17,6 +17,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.outputs.decoding import Decoded, autocast
 from pytest_llmperf.engines.outputs.inputs import TokenBatch
 from pytest_llmperf.engines.transformers.kv_cache import cache_maker, cache_seen
+from pytest_llmperf.engines.transformers.observed.computed import require_positions
 from pytest_llmperf.errors import InvalidRun, UsageError
 
 
@@ -147,6 +148,7 @@ class GenerateLoop:
             )
         tokens = out.sequences[:, batch.ids.shape[1] :].cpu()
         require_length(tokens, clock.arrivals, new_tokens)
+        require_positions(out.past_key_values, batch.ids.shape[1] + new_tokens - 1)
         return Decoded(tokens, start, clock.t_tokens_ns, cache_seen(out.past_key_values))
 
     def _config(self, new_tokens: int) -> GenerationConfig:

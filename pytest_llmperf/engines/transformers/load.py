@@ -17,6 +17,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.quantization import scheme_of
 from pytest_llmperf.engines.loading import arch
 from pytest_llmperf.engines.loading.checkpoint import load_errors, quantized_by
+from pytest_llmperf.engines.loading.reference_key import reference_key
 from pytest_llmperf.engines.models.architectures import ARCHITECTURES
 from pytest_llmperf.engines.models.content import hash_value
 from pytest_llmperf.engines.models.padding import padding_id
@@ -76,6 +77,7 @@ class ModelOnDevice:
     adapters: Adapters | None = None
     assistant: ModelOnDevice | None = None
     base_hash: str = ""
+    reference_key: str = ""
     conversion: Conversion | None = None
     cut: parallel.Cut | None = None
     not_read: tuple[str, ...] = ()
@@ -113,6 +115,7 @@ def _transformed(
     """Prune, quantize and adapt a model that was read, as the plan says."""
     if plan.quantization is not None and not scheme_of(plan.quantization).path:
         _require_plain(plan, source.model.config)
+    key = reference_key(source.model, source.tokenizer, source.held_hash)
     model = _for_inference(source.model)
     tokenizer = _left_padded(source.tokenizer)
     unasked = (*source.unasked, *_unasked(model, tokenizer))
@@ -126,6 +129,7 @@ def _transformed(
         plan=plan,
         device=device,
         content_hash=_content_hash(source, adapters),
+        reference_key=key,
         base_hash="" if adapters is None else source.content_hash,
         checkpoint_dtype=source.checkpoint_dtype,
         versions=versions,

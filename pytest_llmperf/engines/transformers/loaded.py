@@ -10,6 +10,7 @@ import torch
 from msgspec import structs
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.core.agreement.layers import ModuleError
 from pytest_llmperf.core.agreement.next_tokens import TopTokens
 from pytest_llmperf.core.effective import Effective
 from pytest_llmperf.core.loaded import Description, ModelFacts, TimedRun
@@ -22,7 +23,7 @@ from pytest_llmperf.core.trace import (
     TokenEvent,
     Trace,
 )
-from pytest_llmperf.engines.outputs import candidate, reference
+from pytest_llmperf.engines.outputs import candidate, layers, reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.decoding import Decoded
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, ids_hash
@@ -85,6 +86,7 @@ class TransformersModel:
             load_s=loaded.load_s,
             content_hash=loaded.content_hash,
             base_hash=loaded.base_hash,
+            reference_key=loaded.reference_key,
             vocab_size=loaded.vocab_size,
             versions=loaded.versions,
             device_name=self._runtime.name(),
@@ -186,6 +188,22 @@ class TransformersModel:
         with out_of_memory_named(f"comparing with the reference in batches of {batch}"):
             return candidate.compare_reference(self._scorer(), path, batch)
 
+    def write_layers(
+        self, path: str, prompts: tuple[int, ...], inside: str, dtype: str, file: str
+    ) -> tuple[ModuleError, ...]:
+        """See `outputs.layers.write_layers`."""
+        with out_of_memory_named("writing the outputs of its layers"):
+            look = layers.Look(path=path, prompts=prompts, inside=inside)
+            return layers.write_layers(self._scorer(), look, dtype, file)
+
+    def compare_layers(
+        self, path: str, prompts: tuple[int, ...], inside: str, file: str
+    ) -> tuple[ModuleError, ...]:
+        """See `outputs.layers.compare_layers`."""
+        with out_of_memory_named("comparing the outputs of its layers"):
+            look = layers.Look(path=path, prompts=prompts, inside=inside)
+            return layers.compare_layers(self._scorer(), look, file)
+
     def top_tokens(self, prompt: str | tuple[int, ...], k: int) -> TopTokens:
         """See `outputs.next_tokens.top_tokens`."""
         with out_of_memory_named("reading the next token of a prompt"):
@@ -210,6 +228,7 @@ class TransformersModel:
         decoded = self._runner.decode(batch, workload)
         self._runtime.synchronise()
         telemetry = watch.finish()
+        self._runner.require_finite(workload, batch.ids[0][-batch.lengths[0] :], decoded.tokens[0])
         return TimedRun(
             trace=_trace_of(decoded, batch, repetition, telemetry),
             step=self._with_other_matrices(self._step_cost(decoded, batch.ids.shape[0])),
@@ -228,6 +247,8 @@ class TransformersModel:
             answered = self._runner.answer(requests, workload)
         self._runtime.synchronise()
         telemetry = watch.finish()
+        prompt, output = (torch.tensor(rows[0]) for rows in (requests.rows, answered.tokens))
+        self._runner.require_finite(workload, prompt, output)
         computed = None if positions is None else positions.at_least(requests.positions)
         return TimedRun(
             trace=trace_of_requests(answered, requests, repetition, telemetry, computed),
@@ -262,7 +283,8 @@ class TransformersModel:
             compile_mode=runner.compile_mode if graphs else None,
             compiled_graphs=0 if runner.last is None else graphs,
             decode_loop="" if runner.last is None else runner.loop.name,
-            notes=(f"{skips} graphs were not recorded as CUDA graphs",) if skips else (),
+            notes=(*runner.notes, *_skipped(skips)),
+            compiled_share=runner.compiled_share,
         )
 
     def _step_cost(self, decoded: Decoded, batch: int) -> StepCost:
@@ -340,6 +362,10 @@ def _trace_of(decoded: Decoded, batch: TokenBatch, repetition: int, telemetry: T
         cpu_s=telemetry.cpu_s,
         no_cpu_s=telemetry.no_cpu_s,
     )
+
+
+def _skipped(graphs: int) -> list[str]:
+    return [f"{graphs} graphs were not recorded as CUDA graphs"] if graphs else []
 
 
 def _proposals(decoded: Decoded) -> dict[str, float]:

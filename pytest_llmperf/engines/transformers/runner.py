@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
+from torch import Tensor
+
 from pytest_llmperf.engines.outputs.bounds import Bounds
 from pytest_llmperf.engines.outputs.decoding import Decoded, DecodeLoop
 from pytest_llmperf.engines.outputs.inputs import TokenBatch, Vocabulary, token_batch
 from pytest_llmperf.engines.outputs.requests import BatchRequests, batch_requests
 from pytest_llmperf.engines.transformers.assisted import AssistedLoop
 from pytest_llmperf.engines.transformers.batches import Answered, in_static_batches
-from pytest_llmperf.engines.transformers.compiling import compile_options
+from pytest_llmperf.engines.transformers.compiling import CompileOptions, compile_options
 from pytest_llmperf.engines.transformers.continuous import ContinuousLoop
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
+from pytest_llmperf.engines.transformers.observed.compiled import Matrices
+from pytest_llmperf.engines.transformers.observed.computed import require_finite
 from pytest_llmperf.engines.transformers.parallel.group import own_rows
 from pytest_llmperf.engines.transformers.static_loop import StaticLoop
 from pytest_llmperf.errors import UsageError
@@ -33,7 +38,11 @@ class Runner:
     def __init__(
         self, loaded: ModelOnDevice, runtime: DeviceRuntime, vocabulary: Vocabulary
     ) -> None:
-        self.loop, self.compile_mode = _decode_loop(loaded, vocabulary.pad)
+        self.loop, self._compiling = _decode_loop(loaded, vocabulary.pad)
+        self._runs_before: list[int] = []
+        self._runs_after: list[int] = []
+        self._passes = 0
+        self._finite: set[Workload] = set()
         self.last: Decoded | Answered | None = None
         self.adapters_of_rows: tuple[str, ...] = ()
         self.grid = None if loaded.cut is None else loaded.cut.grid
@@ -88,7 +97,9 @@ class Runner:
     def decode(self, batch: TokenBatch, workload: Lockstep) -> Decoded:
         """Decode one batch, in lockstep."""
         with out_of_memory_named(f"running {describe(workload)}"), self._adapters(batch):
+            self._note_start(workload.new_tokens)
             decoded = self.loop.decode(batch, workload.new_tokens)
+        self._note_end()
         self.last = decoded
         return decoded
 
@@ -98,18 +109,71 @@ class Runner:
             if isinstance(self.loop, ContinuousLoop):
                 answered = self.loop.answer(requests)
             else:
+                self._note_start(_steps(requests, workload.batch))
                 answered = in_static_batches(
                     self.loop, requests, workload.batch, self._vocabulary.pad, self._loaded.device
                 )
+        self._note_end()
         self.last = answered
         return answered
 
     @property
+    def compile_mode(self) -> str | None:
+        """The mode of torch.compile, if the plan compiles."""
+        return None if self._compiling is None else self._compiling.mode
+
+    def _compile_notes(self) -> tuple[str, ...]:
+        """Say how often and why graphs were broken and compiled anew."""
+        return () if self._compiling is None else self._compiling.work.notes()
+
+    def compiled_share(self, matrices: Matrices) -> float | None:
+        """Return the share of the last run's products that compiled graphs ran, 0 to 1.
+
+        The static loop's step is one graph, which a CUDA graph may replay: what went into it
+        counts.
+        """
+        if self._compiling is None or self.last is None:
+            return None
+        work = self._compiling.work
+        if isinstance(self.loop, StaticLoop):
+            return work.captured_share(matrices)
+        return work.executed_share(matrices, self._runs_before, self._runs_after, self._passes)
+
+    def require_finite(self, workload: Workload, prompt: Tensor, output: Tensor) -> None:
+        """Look at the logits of a run's first row, [n] each, once for each workload.
+
+        Raises InvalidRun where they are not finite.
+        """
+        if workload in self._finite:
+            return
+        loaded = self._loaded
+        row = torch.cat([prompt.to(loaded.device), output[:-1].to(loaded.device)])
+        require_finite(loaded.model, row, len(output), loaded.plan.autocast_dtype)
+        self._finite.add(workload)
+
+    def _note_start(self, passes: int) -> None:
+        """Remember where a run of so many forward passes starts."""
+        self._runs_before = [] if self._compiling is None else self._compiling.work.runs()
+        self._passes = passes
+
+    def _note_end(self) -> None:
+        """Remember where a run ends: what comes after it is another's."""
+        self._runs_after = [] if self._compiling is None else self._compiling.work.runs()
+
+    @property
     def batching(self) -> str:
-        """How the last run's sequences were batched; empty before the first."""
+        """How the last run's sequences were batched, by their times; empty before the first."""
         if self.last is None:
             return ""
-        return "continuous" if isinstance(self.loop, ContinuousLoop) else "static"
+        return self.loop.in_flight.batching if isinstance(self.loop, ContinuousLoop) else "static"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say how the last run was batched, where that is continuously, and what was compiled."""
+        loop = self.loop
+        if isinstance(loop, ContinuousLoop) and loop.in_flight.requests > 1:
+            return (loop.in_flight.note,)
+        return self._compile_notes()
 
     @property
     def assistance(self) -> str:
@@ -125,8 +189,14 @@ class Runner:
         return adapters.rows(self.adapters_of_rows, batch.ids.shape[0])
 
 
-def _decode_loop(loaded: ModelOnDevice, pad: int) -> tuple[DecodeLoop, str | None]:
-    """Return the loop that the plan asks for, and torch's mode of compiling, if it compiles."""
+def _steps(requests: BatchRequests, batch: int) -> int:
+    """Return how many forward passes static batches take: as many as each one's longest request."""
+    new_tokens = requests.new_tokens
+    return sum(max(new_tokens[i : i + batch]) for i in range(0, len(new_tokens), batch))
+
+
+def _decode_loop(loaded: ModelOnDevice, pad: int) -> tuple[DecodeLoop, CompileOptions | None]:
+    """Return the loop that the plan asks for, and how it compiles, if it does."""
     model, plan = loaded.model, loaded.plan
     if plan.batching is not None:
         return ContinuousLoop(model, pad), None
@@ -138,11 +208,11 @@ def _decode_loop(loaded: ModelOnDevice, pad: int) -> tuple[DecodeLoop, str | Non
     return GenerateLoop(model, plan, pad), None
 
 
-def _compiled_loop(loaded: ModelOnDevice, pad: int) -> tuple[DecodeLoop, str | None]:
+def _compiled_loop(loaded: ModelOnDevice, pad: int) -> tuple[DecodeLoop, CompileOptions]:
     model, plan = loaded.model, loaded.plan
     static = plan.cache == "static"
     options = compile_options(plan, loaded.device, static=static)
     if static:
-        return StaticLoop(model, plan, loaded.device, options), options.mode
+        return StaticLoop(model, plan, loaded.device, options), options
     options.compile_forward(model)
-    return GenerateLoop(model, plan, pad), options.mode
+    return GenerateLoop(model, plan, pad), options

@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.engines.loading.reference_key import held_hash, reference_key
 from pytest_llmperf.engines.transformers.load import ModelOnDevice
 from pytest_llmperf.engines.transformers.loaded import TransformersModel
 from pytest_llmperf.errors import UsageError
@@ -75,6 +76,7 @@ def _as_loaded(model: Any, tokenizer: Any, plan: LoadPlan) -> ModelOnDevice:
         plan=msgspec.structs.replace(plan, weights_dtype=dtype),
         device=parameter.device,
         content_hash=fingerprint(model),
+        reference_key=reference_key(model, tokenizer, held_hash(model)),
         checkpoint_dtype=dtype,
         versions=package_versions(),
     )

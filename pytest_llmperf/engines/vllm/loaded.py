@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import torch
 from msgspec import structs
+from torch import nn
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
@@ -22,6 +23,7 @@ from pytest_llmperf.core.trace import (
     StepCost,
     Trace,
 )
+from pytest_llmperf.engines.loading.reference_key import reference_key
 from pytest_llmperf.engines.outputs import candidate, reference
 from pytest_llmperf.engines.outputs.answering import answer_tasks
 from pytest_llmperf.engines.outputs.inputs import ids_hash
@@ -67,6 +69,7 @@ class VllmModel:
             effective=self._effective,
             load_s=loaded.load_s,
             content_hash=loaded.source.content_hash,
+            reference_key=reference_key(nn.Module(), loaded.source.tokenizer),
             vocab_size=loaded.vocab_size,
             versions=loaded.versions,
             device_name=self._runtime.name(),

@@ -50,13 +50,6 @@ def _result(benchmark: Fields, version: str) -> Result:
     totals = metrics.at("request_totals")
     n = round(totals.number("successful"))
     backend, strategy = config.maybe("backend"), config.at("strategy")
-    values = [
-        Value(name=ours, value=_successful(metrics, theirs).number("mean"), field=theirs, n=n)
-        for theirs, ours in _RATES.items()
-    ]
-    for theirs, (ours, scale) in _TIMES.items():
-        if metrics.maybe(theirs) is not None:
-            values += distribution(ours, _parts(metrics, theirs, scale), theirs, n)
     plain = strategy.plain
     return Result(
         tool=TOOL,
@@ -68,7 +61,7 @@ def _result(benchmark: Fields, version: str) -> Result:
             for name in ("type_", "streams", "rate", "max_concurrency")
             if name in plain
         },
-        values=values,
+        values=_values(metrics, n),
         speed="latency.p50" if plain.get("rate") else "throughput",
         facts={"version_guidellm": version},
         extra={
@@ -76,6 +69,17 @@ def _result(benchmark: Fields, version: str) -> Result:
             "failed": round(totals.number("total")) - n,
         },
     )
+
+
+def _values(metrics: Fields, n: int) -> list[Value]:
+    values = [
+        Value(name=ours, value=_successful(metrics, theirs).number("mean"), field=theirs, n=n)
+        for theirs, ours in _RATES.items()
+    ]
+    for theirs, (ours, scale) in _TIMES.items():
+        if metrics.maybe(theirs) is not None:
+            values += distribution(ours, _parts(metrics, theirs, scale), theirs, n)
+    return values
 
 
 def _successful(metrics: Fields, name: str) -> Fields:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _SIDE = ("-P", "-m", "pytest_llmperf.plugin.bodies.side")
 _START_S = 120.0
 _NOT_INHERITED = frozenset(
-    {"plan", "plan-json", "only", "skip", "against"}
+    {"json-append", "plan", "plan-json", "only", "skip", "against"}
     | {option.name for option in OPTIONS if option.report}
 )
 """Options that say which tests run, or what is printed of all of them.
@@ -61,6 +61,8 @@ def arguments(item: pytest.Function) -> tuple[str, ...]:
     words += _inherited(config)
     words += ["-p", "no:cacheprovider", "-W", ALREADY_IMPORTED]
     words += ["-n0"] if _has_xdist(config) else []
+    # The file of --llmperf-json has the records of tests before this one.
+    words += ["--llmperf-json-append"]
     return (*words, *_options(config), f"{item.path}::{item.nodeid.partition('::')[2]}")
 
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from pytest_llmperf.core.record import Record
+from pytest_llmperf.plain_text import shown
 from pytest_llmperf.report.benchmark_json import document
 
 TIMES = ("time", "latency")
@@ -58,4 +59,4 @@ class BenchmarkFile:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print where it is."""
         if self._message:
-            terminalreporter.write_line(f"llmperf: {self._message}")
+            terminalreporter.write_line(shown(f"llmperf: {self._message}"))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf.plain_text import shown
 from pytest_llmperf.plugin.stash import stated_reason
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class CiOutput:
         for line in self._lines:
             terminalreporter.write_line(line)
         for line in self._notes:
-            terminalreporter.write_line(f"llmperf: {line}", yellow=True)
+            terminalreporter.write_line(shown(f"llmperf: {line}"), yellow=True)
 
     def pytest_unconfigure(self) -> None:
         """Let later sessions of this process write again."""

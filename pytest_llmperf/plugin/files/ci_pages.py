@@ -17,7 +17,7 @@ from pytest_llmperf.gate.lineage import Lineage, lineage_of
 from pytest_llmperf.plugin.files.before_after import compared
 from pytest_llmperf.report import github
 from pytest_llmperf.report.gitlab import document
-from pytest_llmperf.report.markdown import comment
+from pytest_llmperf.report.markdown import comment, origin
 from pytest_llmperf.report.problems import ERRORS, WARNINGS, Problem
 from pytest_llmperf.settings.against_target import OFF
 from pytest_llmperf.settings.limits import DEFAULT_LIMITS, parse_gate
@@ -78,7 +78,7 @@ class Pages:
         skipped.
         """
         notes = [*map(_problem_note, self._problems), *_by_reason(self._skipped)]
-        return comment(self._compared, notes=notes)
+        return comment(self._compared, origin=origin(self._records), notes=notes)
 
     @cached_property
     def _compared(self) -> list[Change]:

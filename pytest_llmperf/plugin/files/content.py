@@ -11,10 +11,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.environment import MUST_MATCH
 from pytest_llmperf.core.record import Fact, Record
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.history import accept, changes
+from pytest_llmperf.history import accept
+from pytest_llmperf.history import changes as level_changes
 from pytest_llmperf.history.identity import series_key
 from pytest_llmperf.history.models import of_model
 from pytest_llmperf.history.sessions import SessionValue
@@ -66,6 +68,8 @@ def content(
     unmeasured: Sequence[Unmeasured] | None = None,
     metric: str | None = None,
     notes: Sequence[str] = (),
+    changes: Sequence[Change] = (),
+    judged: str = "",
 ) -> Content:
     """Return the content of a report on these records. Without a store there is no history.
 
@@ -82,6 +86,8 @@ def content(
         places=_places(store, records, histories),
         comparable=MUST_MATCH,
         notes=tuple(notes),
+        changes=tuple(changes),
+        judged=judged,
     )
 
 
@@ -121,8 +127,8 @@ def _history(
     keys = (key, *earlier)
     all_points = [point for series in keys for point in store.points(series, metric)]
     points = of_model(all_points, record.model)
-    sessions = changes.sessions_of(points)
-    series_changes = _changes(sessions, changes.starts_of(accepted, keys, all_points, points))
+    sessions = level_changes.sessions_of(points)
+    series_changes = _changes(sessions, level_changes.starts_of(accepted, keys, all_points, points))
     return History(
         key=key,
         test=record.test,
@@ -141,13 +147,13 @@ def _history(
 
 def _changes(
     sessions: Mapping[str, Sequence[SessionValue]], starts: Sequence[str]
-) -> list[changes.SeriesChanges]:
+) -> list[level_changes.SeriesChanges]:
     """Return what rule C finds in each environment.
 
     A series whose values have no ratios has no changes of level.
     """
     try:
-        return [changes.changes_of(key, values, starts) for key, values in sessions.items()]
+        return [level_changes.changes_of(key, values, starts) for key, values in sessions.items()]
     except UsageError:
         return []
 
@@ -158,13 +164,13 @@ def _oldest_first(sessions: Mapping[str, Sequence[SessionValue]]) -> tuple[Sessi
     return tuple(sorted(values, key=lambda session: session.created))
 
 
-def _steps(series_changes: Sequence[changes.SeriesChanges]) -> tuple[Step, ...]:
+def _steps(series_changes: Sequence[level_changes.SeriesChanges]) -> tuple[Step, ...]:
     """Return the changes of level in all environments, oldest first."""
     steps = [_step(change) for series in series_changes for change in series.changes]
     return tuple(sorted(steps, key=lambda step: step.at))
 
 
-def _step(change: changes.LevelChange) -> Step:
+def _step(change: level_changes.LevelChange) -> Step:
     point = change.point
     return Step(
         at=change.after.created, before=point.before, after=point.after, accepted=change.accepted
@@ -180,7 +186,9 @@ def _levels(accepted: Sequence[accept.Acceptance], keys: Sequence[str]) -> tuple
     )
 
 
-def _drift(series_changes: Sequence[changes.SeriesChanges], environment_key: str) -> float | None:
+def _drift(
+    series_changes: Sequence[level_changes.SeriesChanges], environment_key: str
+) -> float | None:
     """Return the drift in this environment, where there is a significant one."""
     for series in series_changes:
         if series.environment_key == environment_key:
@@ -188,6 +196,6 @@ def _drift(series_changes: Sequence[changes.SeriesChanges], environment_key: str
     return None
 
 
-def _significant_drift(series: changes.SeriesChanges) -> float | None:
+def _significant_drift(series: level_changes.SeriesChanges) -> float | None:
     drift = series.drift
     return drift.change if drift is not None and drift.significant else None

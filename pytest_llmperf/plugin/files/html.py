@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.plain_text import shown
 from pytest_llmperf.plugin.files.ci import SESSION_PROBLEMS
 
 if TYPE_CHECKING:
@@ -24,13 +26,14 @@ _WITHOUT_NUMBERS = frozenset({"SKIPPED", "INVALID", "ERROR", "FAIL"})
 class HtmlFile:
     """Registered in the main process where the file was asked for.
 
-    `store` is the URL of the history, or "none".
+    `store` is the URL of the history, or "none"; `judged` says what judges the session.
     """
 
-    def __init__(self, path: Path, *, store: str, root: Path) -> None:
+    def __init__(self, path: Path, *, store: str, root: Path, judged: str = "") -> None:
         self._path = path
         self._store = store
         self._root = root
+        self._judged = judged
         self._records: dict[str, Record] = {}
         self._tests: dict[str, dict[str, Any]] = {}
         self._message = self._failure = ""
@@ -63,7 +66,7 @@ class HtmlFile:
         """Print where it is."""
         message = self._message or self._failure
         if message:
-            terminalreporter.write_line(f"llmperf: {message}", red=bool(self._failure))
+            terminalreporter.write_line(shown(f"llmperf: {message}"), red=bool(self._failure))
 
     def _write(self, page: bytes) -> None:
         try:
@@ -108,6 +111,12 @@ class HtmlFile:
             root=self._root,
             unmeasured=self._unmeasured(),
             notes=notes,
+            changes=[
+                msgspec.convert(change, Change)
+                for carried in self._tests.values()
+                for change in carried.get("changes", ())
+            ],
+            judged=self._judged,
         )
 
     def _ordered_records(self) -> list[Record]:

@@ -31,7 +31,8 @@ def record_sessions(n_sessions: int, arguments: Sequence[str], folder: Path, say
     """
     for number in range(1, n_sessions + 1):
         began = time.monotonic()
-        exit_code = _run_session(arguments, folder)
+        more = ["--llmperf-json-append"] if number > 1 else []
+        exit_code = _run_session([*arguments, *more], folder)
         took_s = time.monotonic() - began
         if exit_code != pytest.ExitCode.OK:
             say(_ended_early(number, n_sessions, exit_code))

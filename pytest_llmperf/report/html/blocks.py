@@ -25,13 +25,14 @@ class Row(Struct, frozen=True, kw_only=True):
     """A row.
 
     Filters look at `words` and `outcome`; `run` is the id of the record whose samples it offers to
-    download.
+    download. Links lead to the row that has an `anchor`, which no other row has.
     """
 
     cells: tuple[Cell, ...]
     words: str = ""
     outcome: str = ""
     run: str = ""
+    anchor: str = ""
 
 
 class Table(Struct, frozen=True, kw_only=True):

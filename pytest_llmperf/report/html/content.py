@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from pytest_llmperf.core.change import Change
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.history.sessions import SessionValue
 
@@ -70,7 +71,7 @@ class Content(Struct, frozen=True, kw_only=True):
 
     `places` are the facts of each environment by its key. `unmeasured` is None where nobody knows:
     the report is made from a store, and tests that were skipped or could not be measured leave no
-    record there.
+    record there. `changes` are what a gate compared, `judged` says what judged them.
     """
 
     created: str
@@ -82,3 +83,5 @@ class Content(Struct, frozen=True, kw_only=True):
     places: dict[str, dict[str, str | int | float | bool | None]] = {}
     comparable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    judged: str = ""

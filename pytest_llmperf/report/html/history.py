@@ -15,6 +15,9 @@ from pytest_llmperf.report.html.content import Content, History, Step
 from pytest_llmperf.report.html.runs import minute_text, split_test, text_row
 
 _N_LATEST = 10
+_LEAST_DRAWN = 4
+"""Fewer sessions are a table: a few dots are no chart."""
+
 Facts = Mapping[str, str | int | float | bool | None]
 
 
@@ -68,7 +71,7 @@ def _is_noteworthy(history: History) -> bool:
 
 
 def _is_drawn(history: History) -> bool:
-    return len(history.sessions) > 1
+    return len(history.sessions) >= _LEAST_DRAWN
 
 
 def _lead(histories: Sequence[History]) -> str:
@@ -78,14 +81,14 @@ def _lead(histories: Sequence[History]) -> str:
 
 def _drawn_text(histories: Sequence[History]) -> str:
     n_drawn = sum(map(_is_drawn, histories))
-    return f"{n_drawn} have two sessions or more and are drawn."
+    return f"those of four sessions or more are drawn ({n_drawn})."
 
 
 def _alarm_text(histories: Sequence[History]) -> str:
     n_changed = sum(map(_is_noteworthy, histories))
     if n_changed:
         return f"{n_changed} changed their level, and nobody accepted it."
-    return "No level changed unaccepted."
+    return "There are no unaccepted level changes."
 
 
 def _change_text(history: History) -> str:

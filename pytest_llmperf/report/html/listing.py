@@ -82,6 +82,7 @@ def _row(record: Record) -> Row:
         Cell(value_text(record, "ttft.p50")),
         Cell(value_text(record, "memory.peak")),
         run=record.id if record.samples else "",
+        anchor=f"run-{record.id}",
     )
 
 

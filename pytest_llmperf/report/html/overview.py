@@ -13,6 +13,7 @@ from pytest_llmperf.errors import NotInEffect
 from pytest_llmperf.report.html import effect, history
 from pytest_llmperf.report.html.answers import holds
 from pytest_llmperf.report.html.content import Content, Unmeasured
+from pytest_llmperf.report.html.failures import Line, change_of, line_of
 from pytest_llmperf.report.html.groups import GroupView, Standing
 from pytest_llmperf.report.html.runs import plural
 
@@ -42,12 +43,18 @@ _NO_RULE = "faster, but without an agreement rule that holds"
 
 
 class Item(Struct, frozen=True, kw_only=True):
-    """A line of a panel."""
+    """A line of a panel.
+
+    `change` is a metric before and after, `line` its last sessions, `run` the id of its record.
+    """
 
     title: str
     text: str = ""
     more: str = ""
     outcome: str = ""
+    change: str = ""
+    line: Line | None = None
+    run: str = ""
 
 
 class Panel(Struct, frozen=True, kw_only=True):
@@ -80,9 +87,10 @@ def counts(content: Content) -> list[Count]:
 
 
 def panels(content: Content, groups: Sequence[GroupView]) -> list[Panel]:
-    """Return the three answers, and what else wants a look."""
-    answers = [_failed(content), _fastest(groups), _not_in_effect(content)]
-    return [*answers, *_notable(content)]
+    """Return what failed, the fastest where there is a choice, and what else wants a look."""
+    choices = [group for group in groups if len(group.standings) > 1]
+    fastest = [_fastest(choices)] if choices else []
+    return [_failed(content), *fastest, _not_in_effect(content), *_notable(content)]
 
 
 def _notable(content: Content) -> Iterator[Panel]:
@@ -107,7 +115,7 @@ def _urgency(outcome: str) -> int:
 
 
 def _failed(content: Content) -> Panel:
-    items = _failed_claims(content.records)
+    items = _failed_claims(content)
     items |= _unclaimed_failures(content.records, {test for test, _ in items})
     for test in content.unmeasured or ():
         if test.outcome in _UNMEASURED and test.kind != _NOT_IN_EFFECT:
@@ -121,18 +129,26 @@ def _failed(content: Content) -> Panel:
     )
 
 
-def _failed_claims(records: Sequence[Record]) -> dict[tuple[str, str], Item]:
+def _failed_claims(content: Content) -> dict[tuple[str, str], Item]:
     """Return the claims that failed, by test and claim."""
     return {
-        (record.test, claim.text): _failed_claim_item(record, claim)
-        for record in records
+        (record.test, claim.text): _failed_claim_item(content, record, claim)
+        for record in content.records
         for claim in record.claims
         if claim.outcome == "FAIL"
     }
 
 
-def _failed_claim_item(record: Record, claim: ClaimRecord) -> Item:
-    return Item(title=record.test, text=claim.text, more=claim.detail, outcome="FAIL")
+def _failed_claim_item(content: Content, record: Record, claim: ClaimRecord) -> Item:
+    return Item(
+        title=record.test,
+        text=claim.text,
+        more=claim.detail,
+        outcome="FAIL",
+        change=change_of(content, record, claim),
+        line=line_of(content, record, claim),
+        run=record.id,
+    )
 
 
 def _unclaimed_failures(
@@ -251,10 +267,9 @@ def _broken_item(strategy: str, text: str, test: str) -> Item:
 
 
 def _calm_text(records: Sequence[Record]) -> str:
-    n_strategies = len(_checked_strategies(records))
-    if not n_strategies:
+    if not _checked_strategies(records):
         return "Nothing says what was loaded."
-    return f"All that {plural(n_strategies, 'strategy')} promised was in effect."
+    return "Everything that was requested was in effect."
 
 
 def _checked_strategies(records: Sequence[Record]) -> set[str]:

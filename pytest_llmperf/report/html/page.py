@@ -22,6 +22,8 @@ from pytest_llmperf.core.record import Record
 from pytest_llmperf.report.html import (
     answers,
     effect,
+    failures,
+    head,
     history,
     listing,
     overview,
@@ -54,6 +56,8 @@ def build(content: Content) -> str:
     return _template().render(
         content=content,
         title=_title(content),
+        facts=head.facts(content),
+        line_size=(failures.WIDTH, failures.HEIGHT),
         empty=_empty(content),
         panels=overview.panels(content, groups),
         counts=overview.counts(content),

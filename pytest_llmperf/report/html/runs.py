@@ -103,13 +103,13 @@ def search_words(record: Record) -> str:
     return " ".join((*names, record.workload_text))
 
 
-def record_row(record: Record, *cells: Cell, run: str = "") -> Row:
+def record_row(record: Record, *cells: Cell, run: str = "", anchor: str = "") -> Row:
     """Return a table's row about a record, as filters look for it.
 
     `run` is the id of the record whose samples the row offers to download.
     """
     words = search_words(record)
-    return Row(cells=cells, words=words, outcome=record.outcome, run=run)
+    return Row(cells=cells, words=words, outcome=record.outcome, run=run, anchor=anchor)
 
 
 def text_row(*texts: str) -> Row:

@@ -10,6 +10,7 @@ from pytest_llmperf.core.format import MISSING, format_interval, format_percent,
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.core.verdicts import stats
 from pytest_llmperf.report.html.blocks import Cell, Figure, Fold, Part, Row, Section, Table
+from pytest_llmperf.report.html.head import base_name
 from pytest_llmperf.report.html.runs import (
     headline,
     is_run,
@@ -70,7 +71,7 @@ def _against(records: Sequence[Record]) -> Iterator[Comparison]:
     for record in records:
         against = record.extra.get("against")
         if isinstance(against, Mapping):
-            base = str(against.get("base", "the base"))
+            base = base_name(against)
             for name, summary in against.get("metrics", {}).items():
                 yield _against_comparison(record, base, name, summary)
 

@@ -36,8 +36,8 @@ def figures(group: GroupView) -> list[Block]:
 
 def _figure(group: GroupView, axis: _Axis) -> Figure | Note:
     placed = [standing for standing in group.standings if standing.traded(axis.name) is not None]
-    if len(placed) < 2:  # noqa: PLR2004 - one point trades nothing
-        needs = f"Speed against {axis.noun} needs two strategies with both"
+    if len(placed) < 3:  # noqa: PLR2004 - two points are told sooner by their rows
+        needs = f"Speed against {axis.noun} is drawn of three strategies or more with both"
         return Note(f"{needs}; {len(placed)} of {len(group.standings)} have them.", "quiet")
     speed_unit = "prompt tok/s" if group.is_prefill else "tok/s"
     return _drawn(placed, axis, speed_unit)

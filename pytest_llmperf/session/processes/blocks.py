@@ -38,6 +38,7 @@ from pytest_llmperf.session.sampling import (
     run_each_once,
     sample,
     valid_indices,
+    value_text,
 )
 
 STOPPING_MARGIN = 1.3
@@ -228,9 +229,6 @@ def _is_used_up(blocks: Blocks, size: int) -> bool:
 
 
 def _show(blocks: Blocks, width: float | None) -> None:
-    """Say which process comes next, and how wide the interval is."""
-    goal = blocks.goal
-    text = f"process {len(blocks.sizes) + 1}"
-    if width is not None:
-        text = f"{text}, ±{width:.1%} → ±{goal.precision:.0%}"
-    blocks.progress("sampling", text, max(0.0, goal.budget_s - blocks.spent_s))
+    """Say which process comes next, and what is measured so far."""
+    value = value_text(blocks.sides, width, blocks.goal, blocks.spent_s)
+    blocks.progress("sampling", f"process {len(blocks.sizes) + 1}, {value}", None)

@@ -14,8 +14,9 @@ from support.stubs import stub_command, write_model
 
 from pytest_llmperf.core.metrics.serving import ServingTrace, client_mark, reduce_serving
 from pytest_llmperf.core.verdicts.judge import Outcome, claims
-from pytest_llmperf.engines.server.client import Call, Client, Endpoint, connections
+from pytest_llmperf.engines.server.client import Call, Client, Endpoint
 from pytest_llmperf.engines.server.prompts import Prompts
+from pytest_llmperf.engines.server.starting.connecting import connections
 from pytest_llmperf.engines.server.stream import parse_openai
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import PromptSet, Serve, Traffic
@@ -147,7 +148,8 @@ def test_a_refused_connection_is_a_failure_not_an_exception():
     """Nothing listens on port 9 of the loopback."""
 
     async def once():
-        from pytest_llmperf.engines.server.client import Call, connections
+        from pytest_llmperf.engines.server.client import Call
+        from pytest_llmperf.engines.server.starting.connecting import connections
 
         async with connections(1.0) as http:
             client = Client(Endpoint("http://127.0.0.1:9/v1/completions", {}, parse_openai), http)

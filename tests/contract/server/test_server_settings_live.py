@@ -6,8 +6,11 @@ import json
 
 import pytest
 
+from pytest_llmperf.core.metrics.servers.life import ServerLife
+from pytest_llmperf.core.metrics.serving import reduce_serving
 from pytest_llmperf.engines.server.proof import probes
 from pytest_llmperf.errors import NotInEffect
+from pytest_llmperf.workloads import Serve
 
 IDS = {"prompt_ids": True, "probe": True}
 
@@ -58,3 +61,38 @@ def test_a_context_is_refused_past_its_end(start, tmp_path):
     assert (said.value, said.origin) == ("64", f"/v1/models; {probes.REFUSED}")
     only_said = setting(start(f"--pages {pages}", **IDS), "context")
     assert (only_said.value, only_said.origin) == ("64", "/v1/models")
+
+
+LOGS = """
+INFO [default_loader.py:262] Loading weights took 0.02 seconds
+INFO [monitor.py:34] torch.compile takes 0.01 s in total
+INFO [kv_cache_utils.py:864] CPU KV cache size: 4,096 tokens
+"""
+
+
+def test_a_servers_own_life_is_in_the_results_of_its_traffic(start, tmp_path):
+    """Phases by its log, the first answer by our clock, the cache, and what was preempted."""
+    (tmp_path / "logs.txt").write_text(LOGS)
+    session = start(f"--logs {tmp_path / 'logs.txt'} --fault preempt --first 2")
+    work = Serve(concurrency=1, requests=4, prompt_tokens=4, max_new_tokens=4, timeout=5)
+    opened = session.opened()
+    life = ServerLife(startup=opened.startup, memory=opened.memory)
+    result = reduce_serving([session.serve(work, 0).trace], work, opened.load_s, life=life)
+    assert float(result.startup.weights) == 0.02
+    assert float(result.startup.compile) == 0.01
+    parts = ("process", "weights", "compile", "warm")
+    total = sum(float(getattr(result.startup, part)) for part in parts)
+    assert total == pytest.approx(float(result.load_time), rel=1e-6)
+    assert float(result.memory.kv_tokens) == 4096
+    assert float(result.preemptions) == 4
+    assert float(result.unpreempted) == 0
+    assert float(result.prefix_hits) == 0
+
+
+def test_a_server_that_ran_already_has_no_start(start):
+    """Neither its log nor its start is ours to see."""
+    running = start()
+    other = start(command="", url=running._server.base)
+    opened = other.opened()
+    assert opened.startup is None
+    assert opened.memory.reasons["kv_tokens"] == "the server does not say it"

@@ -18,6 +18,7 @@ from pytest_llmperf.engines.server import client as clients
 from pytest_llmperf.engines.server.engine import stream_headers
 from pytest_llmperf.engines.server.messages.bounds import Bounds
 from pytest_llmperf.engines.server.messages.protocols import parse_openai, parse_tgi
+from pytest_llmperf.engines.server.starting.connecting import connections
 from pytest_llmperf.errors import NoRequestSucceeded
 from pytest_llmperf.workloads import Serve
 
@@ -48,7 +49,7 @@ def loaded(stub: ShapedStub) -> RunResult:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         parse = parse_tgi if stub.shape.tgi else parse_openai
         endpoint = clients.Endpoint(url, stream_headers(), parse)
-        async with server, clients.connections(10) as session:
+        async with server, connections(10) as session:
             client = clients.Client(endpoint, session, now_ns=stub.clock.now_ns)
             call = clients.Call(body=b"{}", n_prompt_tokens=4, n_output_tokens=N_TOKENS)
             return await client.closed_loop(lambda _: call, 1, requests=N_REQUESTS, duration_s=None)

@@ -278,7 +278,7 @@ def test_import_gate_and_compare(write, tmp_path):
     next_one = write(slow | {"date": "20261130-101112"}, name="next.json")
     assert runner.invoke(import_command, [str(next_one), *store, "--gate"]).exit_code == 1
     accepted = runner.invoke(import_command, [str(path), *store])
-    assert "1 got their outcome" in accepted.output
+    assert "1 outcomes updated" in accepted.output
     history = runner.invoke(main, ["history", "--store", store[1], "--json"])
     assert "vllm-bench::serve" in history.output
     before, after = (read_file(tmp_path / name)[0].session_id for name in ("3.json", "slow.json"))

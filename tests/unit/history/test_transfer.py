@@ -76,9 +76,9 @@ def test_what_is_exported_comes_back_in_another_store(project, url):
     assert "5 lines added to out.jsonl" in llmperf("export", "--out", "out.jsonl").output
     said = llmperf("import", "out.jsonl", "--store", url).output
     assert "5 records imported" in said
-    assert "0 were there already" in said
+    assert "0 already present" in said
     assert "0 records imported" in (again := llmperf("import", "out.jsonl", "--store", url).output)
-    assert "5 were there already" in again
+    assert "5 already present" in again
     with open_store(url, folder=project) as store:
         assert list(store.records(oldest_first=True)) == made
 
@@ -254,7 +254,7 @@ def test_doubles_are_counted(project, url):
     Path("two.jsonl").write_bytes(lines(at(2, "b"), at(3, "c")))
     said = llmperf("import", "one.jsonl", "two.jsonl", "--store", url).output
     assert "3 records imported" in said
-    assert "2 were there already" in said
+    assert "2 already present" in said
 
 
 def test_an_outcome_that_came_later_is_kept_whatever_the_order(project, url):
@@ -268,7 +268,7 @@ def test_an_outcome_that_came_later_is_kept_whatever_the_order(project, url):
     Path("later.jsonl").write_bytes(lines(at(2, "b", outcome="PASS")))
     said = llmperf("import", "turned.jsonl", "first.jsonl", "later.jsonl", "--store", url).output
     assert "2 records imported" in said
-    assert "1 were there already, 1 got their outcome" in said
+    assert "1 already present, 1 outcomes updated" in said
     with open_store(url, folder=project) as store:
         assert [each.outcome for each in store.records(oldest_first=True)] == ["FAIL", "PASS"]
     llmperf("import", "first.jsonl", "--store", url)

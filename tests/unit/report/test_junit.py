@@ -47,6 +47,21 @@ def test_several_runs_are_numbered():
     assert properties([]) == []
 
 
+def test_a_run_that_is_measured_again_keeps_its_name():
+    """Else a dashboard loses the series in the very build that is red."""
+    again = [record(n + 2, extra={"attempt": n + 1}) for n in (1, 2)]
+    first = dict(properties([record(1)]))
+    repeated = dict(properties([record(1), *again]))
+    assert first.items() <= repeated.items()
+    assert "llmperf.again[1].throughput" in repeated
+    assert "llmperf.again[2].throughput" in repeated
+    two = [record(1), record(2, strategy="fp32")]
+    of_second = record(3, strategy="fp32", extra={"attempt": 2})
+    repeated = dict(properties([*two, of_second]))
+    assert dict(properties(two)).items() <= repeated.items()
+    assert repeated["llmperf[2].again[1].strategy"] == "fp32"
+
+
 def test_no_name_is_there_twice():
     """A metric called like a part of another one does not make a reader take the wrong value."""
     found = properties([record(metrics=(metric("mbu", 0.4, "1"), metric("mbu.unit", 3.0, "x")))])

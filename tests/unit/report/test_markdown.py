@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from markdown_it import MarkdownIt
+from msgspec.structs import replace
 from support.hostile import ANY, HOSTILE
+from support.reporting import record
 
 from pytest_llmperf.core.change import Change
-from pytest_llmperf.report.markdown import MARK, MAX_LENGTH, code, comment, table
+from pytest_llmperf.core.record import Environment
+from pytest_llmperf.report.markdown import MARK, MAX_LENGTH, code, comment, origin, table
 from pytest_llmperf.report.table import shorten, showable
 
 TABLE = {
@@ -149,7 +152,7 @@ def test_the_worst_come_first_and_each_verdict_is_counted():
             "test&#95;2",
         )
     )
-    assert rows[1][4:8] == ["14.2 tok/s", "13.1 tok/s", "0.923x", "[0.901, 0.945]"]
+    assert rows[1][4:8] == ["14.2 tok/s", "13.1 tok/s", "-7.7 %", "-9.9 % to -5.5 %"]
 
 
 def test_what_was_not_compared_has_a_dash_and_its_reason():
@@ -189,3 +192,29 @@ def test_a_body_never_exceeds_what_github_takes():
     rows, _ = cells(body)
     assert rows[1][-1] == "FAIL"
     assert f"{2000 - (len(rows) - 1)} more rows had no room" in body
+
+
+def test_the_head_names_machine_and_commit():
+    """Each once, as text; nothing where nothing was measured."""
+    facts = {"device_name": "NVIDIA H200", "git_commit": "a" * 40, "git_branch": "w|e"}
+    records = [
+        replace(record(n), environment=Environment(facts=facts | {"git_dirty": n == 3}))
+        for n in (1, 2, 3)
+    ]
+    text = comment([row()], origin=origin(records))
+    head = next(line for line in text.splitlines() if line.startswith("Measured on"))
+    (inline,) = [token for token in PARSER.parse(head) if token.type == "inline"]
+    assert seen(inline.children) == (
+        "Measured on NVIDIA H200, commit aaaaaaaaaaaa of w|e, "
+        "aaaaaaaaaaaa of w|e with uncommitted changes."
+    )
+    assert origin([]) == ""
+    assert "Measured on" not in comment([row()])
+
+
+def test_a_row_says_the_change_in_per_cent():
+    """With its interval; a dash for what is not known."""
+    _, first = cells(comment([row()]))[0]
+    assert first[6:8] == ["-7.7 %", "-9.9 % to -5.5 %"]
+    _, unknown = cells(comment([row(ratio=None, low=None, high=None)]))[0]
+    assert unknown[6:8] == ["\u2013", "\u2013"]

@@ -96,6 +96,30 @@ def test_the_line_says_which_test_does_what_and_how_long_it_takes():
     )
 
 
+def test_a_long_phase_shows_its_clock():
+    """It goes on between updates, begins anew with a phase, and leaves the line alone once gone."""
+    clock = Clock()
+    live, stream = _live(clock=clock)
+    live.update("test_x", "loading", "models/big fp32")
+    clock.now_s = 2.0
+    live.tick()
+    assert Screen().feed(stream.getvalue()).text == "test_x  loading models/big fp32"
+    clock.now_s = 20.4
+    live.tick()
+    assert Screen().feed(stream.getvalue()).text == "test_x  loading models/big fp32, 20 s"
+    live.update("test_x", "warming up", "fp32 1")
+    assert Screen().feed(stream.getvalue()).text == "test_x  warming up fp32 1"
+    clock.now_s = 60.4
+    live.update("test_x", "sampling", "3, 20.9 tok/s ±14 % (goal ±1 %), 11 s of 20 s")
+    clock.now_s = 66.4
+    live.tick()
+    assert Screen().feed(stream.getvalue()).text.endswith("(goal ±1 %), 11 s of 20 s")
+    live.clear()
+    written = stream.getvalue()
+    live.tick()
+    assert stream.getvalue() == written
+
+
 @pytest.mark.parametrize(
     "before", ["", "tests/test_a.py .", "x" * (COLUMNS - 1), "y" * (2 * COLUMNS + 5)]
 )

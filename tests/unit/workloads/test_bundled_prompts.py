@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from importlib import resources
 
 import pytest
+from msgspec import structs
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import PromptSet
@@ -86,3 +88,24 @@ def test_the_same_texts_under_another_name_are_the_same_content(tmp_path):
         PromptSet.from_jsonl(other, chat=True).content_hash
         != PromptSet.bundled("short-chat").content_hash
     )
+
+
+def test_the_agreement_set_has_parts_and_is_the_one_that_was_published():
+    """A changed text is another question: make a new file instead."""
+    prompts = PromptSet.bundled("agreement")
+    assert Counter(prompts.parts) == {"chat": 16, "scripts": 5, "code": 3, "long": 4}
+    assert len(set(prompts.texts)) == 28
+    assert prompts.part(27) == "long"
+    assert PromptSet.bundled("short-chat").part(0) == ""
+    assert prompts.content_hash == "74374eed2df9976d"
+    alike = structs.replace(prompts, parts=())
+    assert alike.content_hash != prompts.content_hash, "parts change what is asked"
+
+
+def test_the_parts_of_a_file_are_read(tmp_path):
+    """Lines without one have an empty part; a file without any has no parts."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "part": "code"}\n{"prompt": "b"}\n', encoding="utf-8")
+    assert PromptSet.from_jsonl(file).parts == ("code", "")
+    file.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    assert PromptSet.from_jsonl(file).parts == ()

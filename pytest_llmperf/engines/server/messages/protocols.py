@@ -192,9 +192,9 @@ def _decoded(data: bytes, decoder: msgspec.json.Decoder[T], kind: type[T]) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError):
         try:
             value = json.loads(data.decode("utf-8", "replace"), strict=False)
-        except ValueError as error:
+            return msgspec.convert(value, kind)
+        except ValueError as error:  # a name with half of a surrogate pair as well
             raise msgspec.DecodeError(f"no JSON: {error}") from None
-        return msgspec.convert(value, kind)
 
 
 def _error_text(error: Any) -> str:

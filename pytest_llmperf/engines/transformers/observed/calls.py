@@ -187,7 +187,8 @@ class _Watch(TorchFunctionMode):
 
     def _origin(self, tensor: Tensor) -> tuple[str, int] | None:
         """Return the storage of the matrix that a tensor is, or was made of."""
-        origin: tuple[str, int] | None = self._derived.get(tensor, None)
+        derived: Any = self._derived
+        origin: tuple[str, int] | None = derived.get(tensor)
         if origin is not None:
             return origin
         keys = (storage_key(inner) for inner in inner_tensors(tensor))

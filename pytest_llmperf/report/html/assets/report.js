@@ -76,7 +76,8 @@
         Plot.ruleX([1], { stroke: quiet }),
         Plot.link(d.rows.filter((r) => r.low !== null), { x1: "low", x2: "high", y1: "name", y2: "name", stroke: accent, strokeWidth: 2 }),
         Plot.dot(d.rows, { x: "v", y: "name", r: 4.5, fill: accent }),
-        Plot.text(d.rows, { x: (r) => r.high ?? r.v, y: "name", text: (r) => `${number(r.v, 3)}×`, dx: 9, textAnchor: "start", fontSize: 12, fill: ink, stroke: "var(--paper)", strokeWidth: 3 }),
+        Plot.text(d.rows, { x: (r) => r.high ?? r.v, y: "name", text: (r) => `${r.v.toPrecision(3)}×`, dx: 9, textAnchor: "start", fontSize: 12, fill: ink, stroke: "var(--paper)", strokeWidth: 3 }),
+        Plot.tip(d.rows, Plot.pointerY({ x: "v", y: "name", title: (r) => `${r.name}: ${r.v.toPrecision(3)}×${r.low === null ? "" : ` [${r.low.toPrecision(3)}, ${r.high.toPrecision(3)}]`}`, ...tip })),
       ],
     };
   };
@@ -93,7 +94,7 @@
     x: { label: d.x, labelArrow: "none", labelAnchor: "center", nice: true, grid: true, ticks: 5 },
     y: { label: null, domain: d.rows.map((r) => r.name), tickSize: 0, tickFormat: (name) => short(name), padding: 0.35 },
     marks: [
-      Plot.dot(long(d.rows), { x: "v", y: "name", r: 3, fill: quiet, fillOpacity: 0.45 }),
+      Plot.dot(long(d.rows), { x: "v", y: "name", r: 3, fill: ink, fillOpacity: 0.5 }),
       Plot.tickX(long(d.rows), Plot.groupY({ x: "median" }, { x: "v", y: "name", stroke: accent, strokeWidth: 2.5 })),
       Plot.tip(long(d.rows), Plot.pointer({ x: "v", y: "name", title: (p) => `${p.name}\nrepetition ${p.i}: ${number(p.v)}`, ...tip })),
     ],
@@ -121,6 +122,7 @@
       marks: [
         Plot.barX(rows, { x: (r) => Math.min(r.v, 100), y: "name", fx: "what", fill: accent }),
         Plot.text(rows, { x: (r) => Math.min(r.v, 100), y: "name", fx: "what", text: (r) => number(Number(r.v.toPrecision(2))), dx: 5, textAnchor: "start", fontSize: 12 }),
+        Plot.tip(rows, Plot.pointerY({ x: (r) => Math.min(r.v, 100), y: "name", fx: "what", title: (r) => `${r.name}: ${r.what} ${number(r.v)} %`, ...tip })),
         Plot.ruleX([0], { stroke: quiet }),
       ],
     };
@@ -184,6 +186,12 @@
     const moved = (events) => events.map(([i, ...rest]) => [i - cut, ...rest]).filter(([i]) => i > 0 || (i === 0 && cut === 0));
     const d = { ...all, values: all.values.slice(cut), bad: all.bad.map((i) => i - cut), steps: moved(all.steps), levels: moved(all.levels), places: moved(all.places) };
     const day = (i) => new Date(times[i] * 1000).toISOString().slice(0, 10);
+    // A day is named once, at its first session; where all are of one day, their times are.
+    const days = d.values.map((_, i) => day(i)), oneDay = new Set(days).size === 1;
+    const named = days.map((_, i) => i).filter((i) => oneDay || i === 0 || days[i] !== days[i - 1]);
+    const every = Math.ceil(named.length / (narrow(width) ? 3 : 7));
+    const ticks = named.filter((_, n) => n % every === 0);
+    const stamp = (i) => (oneDay ? new Date(times[i] * 1000).toISOString().slice(11, 16) : days[i]);
     const rows = d.values.map((v, i) => ({ i, v }));
     const cuts = [0, ...d.steps.map((s) => s[0]), rows.length - 1];
     const levels = d.steps.length ? cuts.slice(0, -1).flatMap((at, n) => {
@@ -198,8 +206,8 @@
     const failed = new Set(d.bad);
     const title = (p) => [`${number(p.v)} ${d.unit}, session ${p.i + cut + 1} on ${day(p.i)}`, ...(failed.has(p.i) ? ["FAIL"] : []), ...(happened.get(p.i) ?? []).map((t) => short(t, 90))].join("\n");
     return {
-      height: 220, marginLeft: 54, marginRight: 20, marginTop: 26, marginBottom: 30,
-      x: { label: null, ticks: narrow(width) ? 3 : 7, tickFormat: (i) => (Number.isInteger(i) && i < rows.length ? day(i) : ""), domain: [0, Math.max(1, rows.length - 1)] },
+      height: oneDay ? 232 : 220, marginLeft: 54, marginRight: 32, marginTop: 26, marginBottom: oneDay ? 42 : 30,
+      x: { label: oneDay ? `time (UTC) on ${days[0]}` : null, labelArrow: "none", labelAnchor: "center", ticks, tickFormat: stamp, domain: [0, Math.max(1, rows.length - 1)] },
       y: { label: `${d.unit} ↑`, labelArrow: "none", grid: true, nice: true, ticks: 4, domain: spread(d.values) },
       marks: [
         Plot.ruleX(d.places, { x: "0", stroke: quiet, strokeDasharray: "1 3" }),

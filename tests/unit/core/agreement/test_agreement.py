@@ -199,7 +199,8 @@ def test_the_verdict_is_kept_once_among_the_claims():
     assert len(kept) == 1
     assert kept[0].text == "agreement of bf16: sqnr(20) does not hold: sqnr(20): 5.0 dB"
     assert kept[0].detail == (
-        "compared 384 tokens of 12 prompts, up to position 41; sqnr(20): 5.000 dB [5.000, 5.000] 99 %, n=12"
+        "compared 384 tokens of 12 prompts, up to position 41; "
+        "sqnr(20): 5.000 dB [5.000, 5.000] 99 %, n=12"
     )
     assert kept[0].caution == ""
 

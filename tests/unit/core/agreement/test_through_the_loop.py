@@ -33,8 +33,10 @@ def test_decoding_must_be_what_the_same_model_says_without_a_cache(dtype, limit)
     assert right.ok
     assert not wrong.ok
     assert wrong.reasons == (
-        f"decode against re-prefill of the same model: KL {limit * 2:.3g} nats, "
-        f"at most {limit:g} in {dtype}",
+        (
+            f"decode against re-prefill of the same model: KL {limit * 2:.3g} nats, "
+            f"at most {limit:g} in {dtype}"
+        ),
     )
     assert "perplexity(1.01) holds, and the loop does not" in wrong.report()
     assert float(wrong.decode_kl) == pytest.approx(limit * 2)
@@ -75,8 +77,10 @@ def test_a_loop_that_takes_no_tokens_has_a_floor_for_what_it_decodes_freely():
     wrong = agreement(unforced(1))
     assert not wrong.ok
     assert wrong.reasons == (
-        "free-running tokens: 0.0312 of them agree before the first difference, "
-        "at least 0.7 by the logits without a cache",
+        (
+            "free-running tokens: 0.0312 of them agree before the first difference, "
+            "at least 0.7 by the logits without a cache"
+        ),
     )
 
 

@@ -23,10 +23,9 @@ from pytest_llmperf.core.trace import (
     StepCost,
     TokenEvent,
     Trace,
-    Window,
 )
 from pytest_llmperf.core.verdicts.estimate import Estimate, NotMeasurable
-from pytest_llmperf.errors import BeyondCeiling, InvalidRun, NotMeasured, UsageError
+from pytest_llmperf.errors import InvalidRun, NotMeasured, UsageError
 from pytest_llmperf.workloads import Decode, Prefill
 
 MS = 1_000_000
@@ -383,65 +382,3 @@ def test_what_a_stream_does_not_tell_is_not_measured_in_a_batch(what, measured):
     assert names == measured
     assert found.latency.p50.value == pytest.approx(0.1)
     assert (getattr(found.decode_throughput, "reason", "") == NOT_TIMED) is (what == "tokens")
-
-
-# Work that runs
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-@given(n=st.integers(0, 60), reach=st.integers(1, 20))
-def test_a_window_sees_what_is_counted_token_by_token(chunked, n, reach):
-    """Token i of a text sees i positions, as many as the window has, or its chunk up to itself."""
-    window = Window(
-        positions=reach,
-        kv_bytes_per_token=1,
-        attention_flops_per_token_per_position=1.0,
-        chunked=chunked,
-    )
-    seen = [(i - 1) % reach + 1 if chunked else min(i, reach) for i in range(1, n + 1)]
-    assert window.seen_by_all(n) == sum(seen)
-
-
-WINDOWED = structs.replace(
-    STEP,
-    state_bytes=300,
-    windows=(
-        Window(positions=10, kv_bytes_per_token=20, attention_flops_per_token_per_position=8.0),
-    ),
-)
-
-
-def test_layers_with_a_window_and_states_count_what_they_see():
-    """Steps 1 to 4 after a prompt of 8 see 9, 10, 11 and 12 positions; 9, 10, 10 and 10 inside."""
-    found = run(*FOUR, step=WINDOWED)
-    cache = 10 * 10.5 + 20 * 9.75 + 300
-    assert float(found.mbu) == pytest.approx((1000 + 2 * cache) / 0.015 / 1e6)
-    assert float(found.mfu) == pytest.approx(2 * (2000 + 4 * 10.5 + 8 * 9.75) / 0.015 / 1e6)
-    prefill = 2 * (8 * 2000 + (4 + 8) * 36)
-    assert float(found.prefill_mfu) == pytest.approx(prefill / 0.040 / 1e6)
-
-
-def test_keys_made_anew_from_latents_count_for_every_earlier_position():
-    found = run(*FOUR, step=structs.replace(STEP, expansion_flops_per_position=100.0))
-    assert float(found.mfu) == pytest.approx(2 * (2000 + 4 * 10.5 + 100 * 9.5) / 0.015 / 1e6)
-    assert float(found.prefill_mfu) == float(run(*FOUR).prefill_mfu)
-
-
-@pytest.mark.parametrize(
-    ("ceilings", "named"),
-    [
-        (
-            structs.replace(CEILINGS, copy_bytes_per_s=5e4),
-            r"^mbu is 1\.61, .* 5e-05 GB/s of a copy",
-        ),
-        (
-            structs.replace(CEILINGS, matmul_flop_per_s={"bfloat16": 1e5}, disturbed="others"),
-            r"^mfu is 2\.72, .*beside others: others",
-        ),
-    ],
-)
-def test_a_share_above_one_makes_the_run_invalid(ceilings, named):
-    """It is a wrong time, a wrong cost or a wrong ceiling, and no number."""
-    with pytest.raises(BeyondCeiling, match=named):
-        run(*FOUR, ceilings=ceilings)
-    assert issubclass(BeyondCeiling, InvalidRun)

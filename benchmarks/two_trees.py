@@ -1,0 +1,186 @@
+"""Two versions of a project side by side, with the real engine: equal ones, and one 5 % slower.
+
+    python benchmarks/two_trees.py --kind compiled --device cuda -n 5 --out results
+    python benchmarks/two_trees.py --kind eager --device cpu -n 1 --budget 60
+
+Each session is `pytest --llmperf-against=HEAD` in a project of its own, by turns with equal trees
+and with a working tree that is slower: compiled, each layer reads 5.2 % more weights that are zero;
+eager, where the host is waited for, the model waits 5 % longer after each forward pass. The lines
+name the verdict, the interval and the pairs; the records of all sessions are in `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+STRATEGIES = {
+    "eager": "bf16",
+    "static": "bf16+static-cache",
+    "compiled": "bf16+static-cache+compile",
+}
+
+_MODEL = '''"""A Llama of six layers whose slower version gives the same outputs."""
+
+import time
+
+import torch
+from slowdown import SLOWER
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+COMPILED = {compiled}
+DEVICE = "{device}"
+WIDTH, MORE = 8192, 576
+
+
+def build():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=2048,
+        intermediate_size=WIDTH,
+        num_hidden_layers=6,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    with torch.device(DEVICE):
+        model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
+        if SLOWER and COMPILED:
+            widen(model)
+    if SLOWER and not COMPILED:
+        wait_longer(model, 0.05)
+    return model
+
+
+def widen(model):
+    for layer in model.model.layers:
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            old = getattr(layer.mlp, name).weight.detach()
+            rows, columns = old.shape
+            wide = (rows, columns + MORE) if name == "down_proj" else (rows + MORE, columns)
+            linear = nn.Linear(wide[1], wide[0], bias=False, dtype=old.dtype)
+            nn.init.zeros_(linear.weight)
+            linear.weight.data[:rows, :columns] = old
+            setattr(layer.mlp, name, linear)
+
+
+def wait_longer(model, share):
+    started = []
+
+    def before(module, args, kwargs):
+        started.append(time.perf_counter())
+
+    def after(module, args, kwargs, output):
+        ended = time.perf_counter()
+        until = ended + share * (ended - started.pop())
+        while time.perf_counter() < until:
+            pass
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    model.register_forward_hook(after, with_kwargs=True)
+'''
+
+_TEST = """import pytest
+from pytest_llmperf import Decode
+
+
+@pytest.mark.llmperf(model="layers:build", strategies=["{strategy}"], device="{device}")
+def test_decode(llm):
+    llm.run(Decode(batch=1, prompt_tokens=8, new_tokens={new_tokens}))
+"""
+
+
+def make_project(folder: Path, options: argparse.Namespace) -> None:
+    """Write the project into `folder`, and commit the version that is not slower."""
+    strategy = STRATEGIES[options.kind]
+    compiled = options.kind == "compiled"
+    test = _TEST.format(strategy=strategy, device=options.device, new_tokens=options.new_tokens)
+    files = {
+        "layers.py": _MODEL.format(compiled=compiled, device=options.device),
+        "test_decode.py": test,
+        "slowdown.py": "SLOWER = False\n",
+        "pytest.ini": "[pytest]\npythonpath = .\n",
+        ".gitignore": "__pycache__\n.llmperf\n",
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    user = ["-c", "user.name=two_trees", "-c", "user.email=two_trees@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], [*user, "commit", "-qm", "base"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+def run_session(
+    folder: Path, records: Path, options: argparse.Namespace
+) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Run one session; return its seconds, and how it ended."""
+    began_s = time.monotonic()
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("--llmperf-store", "none", "--llmperf-against=HEAD", "--llmperf-budget=4"),
+            *(f"--llmperf-against-budget={options.budget}", f"--llmperf-json={records}"),
+        ],
+        cwd=folder,
+        env=os.environ | {"COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return time.monotonic() - began_s, ended
+
+
+def verdict(records: Path) -> str:
+    """Return what the last record of a session says of the comparison, in a line."""
+    lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
+    compared = [json.loads(line) for line in lines if '"against"' in line]
+    if not compared:
+        return "nothing was compared"
+    metric = compared[-1]["extra"]["against"]["metrics"]["throughput"]
+    low, high = (f"{end:.3f}" for end in (metric["ratio"] or [1, 1, 1])[1:])
+    apart = metric["processes"]["apart"] or 0.0
+    n_again = len(metric["again_pairs"])
+    return (
+        f"{metric['outcome']} [{low}, {high}], {len(metric['pairs'])} pairs and {n_again} again, "
+        f"processes {apart:.1%} apart"
+    )
+
+
+def main() -> None:
+    """Run the sessions by turns, until their number or the time is reached."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", choices=STRATEGIES, default="eager")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("-n", type=int, default=5, help="sessions of each of the two")
+    parser.add_argument("--new-tokens", type=int, default=100)
+    parser.add_argument("--budget", type=float, default=150.0, help="--llmperf-against-budget")
+    parser.add_argument("--limit-s", type=float, default=3600.0, help="begin no session after it")
+    parser.add_argument("--out", type=Path, default=Path("two-trees"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    end_s = time.monotonic() + options.limit_s
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder)
+        make_project(project, options)
+        for number in range(2 * options.n):
+            if time.monotonic() > end_s:
+                break
+            slower = bool(number % 2)
+            (project / "slowdown.py").write_text(f"SLOWER = {slower}\n")
+            records = (options.out / f"{options.kind}-{number}.jsonl").resolve()
+            took_s, ended = run_session(project, records, options)
+            records.with_suffix(".txt").write_text(ended.stdout + ended.stderr)
+            trees = "5 % slower" if slower else "equal"
+            print(f"{options.kind}, {trees}: {verdict(records)}, {took_s:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

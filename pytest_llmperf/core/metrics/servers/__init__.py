@@ -1,0 +1,1 @@
+"""Quantities that only a server has."""

@@ -1,0 +1,1 @@
+"""Conversations with a server: contexts that grow by its own answers, turn by turn."""
