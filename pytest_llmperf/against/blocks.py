@@ -107,13 +107,12 @@ def _answers(side: Side) -> dict[int, tuple[str, ...]]:
 def _sampled(sides: Sequence[Side], command: MeasureBlock, progress: Progress) -> _Warming:
     """Warm each side up and sample them; return what the warm-up cost."""
     goal = Goal(precision=command.precision, budget_s=command.budget_s)
-    start_s = time.monotonic()
     warmed = [warm_up(side, goal, progress) for side in sides]
-    took_s = time.monotonic() - start_s
     sample(sides, goal, progress, at_most=command.repetitions or MAX_REPETITIONS)
-    timed_s = math.fsum(duration for warm in warmed for duration in warm.durations_s)
-    # A scripted model's runs take no time of ours.
-    return _Warming(timed_s=timed_s, took_s=max(timed_s, took_s))
+    return _Warming(
+        timed_s=math.fsum(duration for warm in warmed for duration in warm.durations_s),
+        took_s=math.fsum(warm.took_s for warm in warmed),
+    )
 
 
 def _load(sides: Sequence[Side], *, fresh: bool, ready_s: float) -> Load:

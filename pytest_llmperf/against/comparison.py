@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -21,7 +22,8 @@ from pytest_llmperf.against.pairs import Pairs, close_tracks
 from pytest_llmperf.against.tracks import Track, track
 from pytest_llmperf.against.trees import strays
 from pytest_llmperf.core.agreement.answers import SharedAnswers
-from pytest_llmperf.core.record import Record
+from pytest_llmperf.core.format import short_duration
+from pytest_llmperf.core.record import TOOK, Record
 from pytest_llmperf.core.side import SideFacts
 from pytest_llmperf.core.verdicts.judge import Finding, Outcome, keep
 from pytest_llmperf.errors import LlmperfError
@@ -96,6 +98,7 @@ class Comparison:
                 that.
             InvalidRun: too many blocks were not valid.
         """
+        start_s = time.monotonic()
         tracks = self._tracks(records, self._limits(own_limits, measurement.workload))
         pairs = Pairs(self.base, self._session, measurement, self._draw)
         reached = self._same_server(records) or self._reach(pairs, records)
@@ -106,9 +109,10 @@ class Comparison:
             ended = pairs.measure(tracks)
             self._give_back()
         self._n_compared += sum(bool(tracked.pairs) for tracked in tracks)
-        self._store(records, tracks, reached, pairs.answers)
+        took_s = time.monotonic() - start_s
+        self._store(records, tracks, reached, pairs.answers, took_s)
         self._note_answers(records, pairs.answers)
-        self._conclude(tracks, ended)
+        self._conclude(tracks, ended, took_s)
 
     # What is compared
 
@@ -201,11 +205,12 @@ class Comparison:
         tracks: Sequence[Track],
         reached: Reached | str,
         answers: Sequence[SharedAnswers],
+        took_s: float,
     ) -> None:
         for side, record in enumerate(records):
             own_tracks = [tracked for tracked in tracks if tracked.side == side]
             facts = reached.sides[side] if isinstance(reached, Reached) else None
-            summary = self._summary(own_tracks, facts)
+            summary = self._summary(own_tracks, facts) | {TOOK: round(took_s, 3)}
             if answers[side].prompts:
                 summary["answers"] = msgspec.structs.asdict(answers[side])
             self._session.recorder.annotate(record.id, against=summary)
@@ -227,10 +232,11 @@ class Comparison:
             if shared.prompts:
                 self._session.note(f"{record.test} and {self.base.target.name}: {shared}")
 
-    def _conclude(self, tracks: Sequence[Track], ended: str) -> None:
+    def _conclude(self, tracks: Sequence[Track], ended: str, took_s: float) -> None:
         """Note each outcome, keep the findings, and raise Regression for those that failed."""
         for tracked in tracks:
-            self._session.note(words.summary_line(tracked, self.base.target.name))
+            line = words.summary_line(tracked, self.base.target.name)
+            self._session.note(f"{line} ({short_duration(took_s)})")
         findings = [keep(self._finding(tracked, ended)) for tracked in tracks]
         failures = [finding for finding in findings if not finding]
         if failures:

@@ -22,6 +22,17 @@ LOOKS = 2
 """A suspicion is looked at again; loads may take the time of both looks, samples that of one."""
 
 
+def takes_at_most_s(budget_s: float, load_s: float, block_s: float) -> float:
+    """Return what one comparison takes at most, in s, where a process is warm after `load_s`.
+
+    The base's test is run until it measures the same, which loads its models once. Both looks end
+    with their budget, and the pair that it ends in is finished: two processes, each of which
+    samples for `block_s`, or for as long as it took to start.
+    """
+    last_pair_s = 2 * (load_s + max(block_s, load_s))
+    return load_s + LOOKS * budget_s + last_pair_s
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairCost:
     """Seconds of one pair: `sampled_s` of warm-up and samples, `total_s` with the loads."""

@@ -24,10 +24,11 @@ Versions (engine, torch, driver, Python, kernel) and the commit are covariates: 
 history is there to judge. An unknown fact equals only an unknown one.
 """
 
-WHERE_KNOWN = ("n_hosts",)
+WHERE_KNOWN = ("n_hosts", "omp_wait_policy")
 """The facts that must be equal where a record has them.
 
-Only a model on a cluster has a number of hosts; the keys of the others do not change.
+Only a model on a cluster has a number of hosts, and only a worker that was told one a policy of its
+waiting threads (docs/decisions/0038); the keys of the others do not change.
 """
 
 MUST_MATCH = (*COMPARABLE, *WHERE_KNOWN)

@@ -103,6 +103,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60} min"
 
 
+def short_duration(seconds: float) -> str:
+    """Return seconds as `format_duration` does, and what is less than one as '<1 s'."""
+    return format_duration(seconds) if seconds >= 1 else "<1 s"
+
+
 def scale_of(value: float, unit: str) -> tuple[float, str]:
     """Return the unit in which a value of this size reads best: its size, and its name.
 

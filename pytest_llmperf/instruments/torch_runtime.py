@@ -153,6 +153,7 @@ class DeviceRuntime:
             "torch_threads": torch.get_num_threads(),
             "memory_total_bytes": psutil.virtual_memory().total,
         }
+        host |= _wait_policy()
         return host | self._cuda_facts() if self.device.type == "cuda" else host
 
     def _cuda_facts(self) -> dict[str, str | int | float | None]:
@@ -174,6 +175,12 @@ class DeviceRuntime:
 
 def _known(reading: int | Unreadable) -> int | None:
     return None if isinstance(reading, Unreadable) else reading
+
+
+def _wait_policy() -> dict[str, str]:
+    """Return what OpenMP's threads do while they wait, where the user said so."""
+    policy = os.environ.get("OMP_WAIT_POLICY", "").strip().lower()
+    return {"omp_wait_policy": policy} if policy else {}
 
 
 def _usable_cores() -> int | None:

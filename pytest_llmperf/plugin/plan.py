@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import pytest
 
+from pytest_llmperf.against.spending import BLOCK_SHARE, takes_at_most_s
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.record import Record
 from pytest_llmperf.devices import placement
@@ -36,6 +37,9 @@ _NEWEST = 20
 _NEWEST_OF_ALL = 200
 """Records of all tests that are looked at for how long models load."""
 
+_REPEATED = frozenset({"attempt", "rerun"})
+"""What the extra of a record that a gate or a plugin had measured again has."""
+
 WARM_UP_SHARE = 0.5
 """Of the budget: what a warm-up takes at most, the first repetition apart."""
 
@@ -52,8 +56,11 @@ class Past(Protocol):
     def processes(self, test: str) -> int | None:
         """Return how many processes its last run was measured in."""
 
+    def measurements(self, test: str) -> int:
+        """Return how many runs and comparisons its last session made; one if it is not known."""
+
     def load_s(self, plan: LoadPlan) -> float | None:
-        """Return how long the model took to load when it last was, on this kind of device."""
+        """Return how long the model took to load and to compile when it last was."""
 
 
 def write(
@@ -142,7 +149,9 @@ def _with_times(row: PlanRow, core: LlmperfSession, declared: Declared, past: Pa
     loads_s = [past.load_s(plan) for plan in declared.plans]
     known_s = [seconds for seconds in loads_s if seconds is not None]
     row = msgspec.structs.replace(
-        row, processes=core.settings.processes or past.processes(row.test)
+        row,
+        processes=core.settings.processes or past.processes(row.test),
+        pairs_s=_pairs_s(core, row, sum(known_s), past),
     )
     if len(known_s) < len(loads_s):
         return row
@@ -150,6 +159,15 @@ def _with_times(row: PlanRow, core: LlmperfSession, declared: Declared, past: Pa
     around_s = budget_s * WARM_UP_SHARE + READING_S * len(loads_s)
     load_s = sum(known_s)
     return msgspec.structs.replace(row, load_s=load_s, predicted_s=load_s + budget_s + around_s)
+
+
+def _pairs_s(core: LlmperfSession, row: PlanRow, load_s: float, past: Past) -> float | None:
+    """Return what --llmperf-against takes at most for the test's measurements, without it None."""
+    settings = core.settings
+    if settings.against is None:
+        return None
+    block_s = (row.planned_s or 0.0) * BLOCK_SHARE
+    return past.measurements(row.test) * takes_at_most_s(settings.against_budget_s, load_s, block_s)
 
 
 def _weights_bytes(plans: Sequence[LoadPlan]) -> int | None:
@@ -188,6 +206,10 @@ class _Nothing:
     def processes(self, _test: str) -> None:
         """Return None."""
 
+    def measurements(self, _test: str) -> int:
+        """Return one."""
+        return 1
+
     def load_s(self, _plan: LoadPlan) -> None:
         """Return None."""
 
@@ -207,8 +229,18 @@ class _Stored:
         spread = (record.processes for record in self._newest(test))
         return next((processes.count for processes in spread if processes is not None), None)
 
+    def measurements(self, test: str) -> int:
+        """Return how many runs and comparisons its newest session recorded; at least 1."""
+        newest = self._newest(test)
+        of_session = [record for record in newest if record.session_id == newest[0].session_id]
+        first = [record for record in of_session if _REPEATED.isdisjoint(record.extra)]
+        return max(1, len({record.paired_with or record.id for record in first}))
+
     def load_s(self, plan: LoadPlan) -> float | None:
-        """Return the newest load time of this model, strategy and engine, in any test."""
+        """Return the newest load time of this model, strategy and engine, in any test.
+
+        With it goes what the model then did before its first timed repetition: it compiled.
+        """
         return self._load_times.get((plan.model.name, plan.strategy, plan.engine))
 
     def _newest(self, test: str) -> list[Record]:
@@ -221,7 +253,8 @@ class _Stored:
             for metric in record.metrics:
                 if metric.name == "load_time" and metric.value is not None:
                     key = record.model, record.strategy, record.engine
-                    times.setdefault(key, metric.value)
+                    untimed_s = float(record.warm_up.get("untimed_s", 0.0))
+                    times.setdefault(key, metric.value + untimed_s)
         return times
 
 

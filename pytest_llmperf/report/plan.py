@@ -27,11 +27,11 @@ class PlanRow(Struct, frozen=True, kw_only=True):
     `n_gpus` are leased for the test, `weights_bytes` is predicted for each of its `ranks`,
     `available_bytes` is what the device (or host) has free now: on several GPUs, on the fullest of
     them. `planned_s` is the budget of sampling, `expected_s` what the test took when it last ran,
-    `predicted_s` what it takes at most where that is not known: its first loads of `load_s`,
-    warm-up, budget, and the readings after it. The loads and warm-ups of further processes are in
-    the budget. `processes` are those that its repetitions are spread over: as last time, or as
-    asked; None: as many as pay. `load_key` is equal for tests that share one loaded model. A row
-    that would not run says why in `reason`.
+    `predicted_s` what it takes at most where that is not known: its first loads of `load_s`, warm-
+    up, budget, and the readings after it. The loads and warm-ups of further processes are in the
+    budget. `pairs_s` is what --llmperf-against takes at most besides. `processes` are those that
+    its repetitions are spread over: as last time, or as asked; None: as many as pay. `load_key` is
+    equal for tests that share one loaded model. A row that would not run says why in `reason`.
     """
 
     test: str
@@ -49,6 +49,7 @@ class PlanRow(Struct, frozen=True, kw_only=True):
     expected_s: float | None = None
     load_s: float | None = None
     predicted_s: float | None = None
+    pairs_s: float | None = None
     processes: int | None = None
     load_key: str = ""
 
@@ -67,7 +68,7 @@ class PlanRow(Struct, frozen=True, kw_only=True):
         """
         known_s = (self.expected_s, self.predicted_s, self.planned_s)
         wall_s = next((seconds for seconds in known_s if seconds is not None), None)
-        return None if wall_s is None else wall_s * max(1, self.n_gpus)
+        return None if wall_s is None else (wall_s + (self.pairs_s or 0.0)) * max(1, self.n_gpus)
 
 
 def write_plan(tr: pytest.TerminalReporter, rows: Sequence[PlanRow]) -> None:
@@ -221,10 +222,14 @@ def _processes(row: PlanRow) -> str:
 
 
 def _expected(row: PlanRow) -> str:
-    """Return what the test took last time, or what it takes at most: '≤ 41 s'."""
-    if row.expected_s is not None:
+    """Return what the test took last time, or what it takes at most: '≤ 41 s'.
+
+    What a comparison with another version takes is known at most.
+    """
+    if row.expected_s is not None and row.pairs_s is None:
         return format_duration(row.expected_s)
-    return "" if row.predicted_s is None else f"≤ {format_duration(row.predicted_s)}"
+    own_s = row.predicted_s if row.expected_s is None else row.expected_s
+    return "" if own_s is None else f"≤ {format_duration(own_s + (row.pairs_s or 0.0))}"
 
 
 def _fits(row: PlanRow) -> str:

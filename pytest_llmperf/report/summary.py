@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.core.format import (
     MISSING,
     NOT_MEASURABLE,
-    format_duration,
     format_interval,
     format_number,
     format_percent,
     format_value,
+    short_duration,
 )
 from pytest_llmperf.core.record import TOOK, speed_metric
 from pytest_llmperf.core.recorded_ratio import recorded_ratio
@@ -90,9 +90,11 @@ def status(outcome: str) -> str:
 
 
 def took(record: Record) -> str:
-    """Return the time of the measurement that a run is of: '<1 s', '43 s'."""
-    seconds = record.extra.get(TOOK)
-    return MISSING if seconds is None else _span(seconds)
+    """Return the time of the measurement that a run is of: '<1 s', '43 s'.
+
+    The pairs that were measured with another version are in it.
+    """
+    return MISSING if TOOK not in record.extra else short_duration(_took_s(record))
 
 
 def took_of_test(records: Sequence[Record], test: str) -> str:
@@ -101,15 +103,17 @@ def took_of_test(records: Sequence[Record], test: str) -> str:
     The sides of a comparison share theirs.
     """
     seconds_by_measurement = {
-        record.paired_with or record.id: float(record.extra[TOOK])
+        record.paired_with or record.id: _took_s(record)
         for record in records
         if record.test == test and TOOK in record.extra
     }
-    return _span(sum(seconds_by_measurement.values())) if seconds_by_measurement else ""
+    return short_duration(sum(seconds_by_measurement.values())) if seconds_by_measurement else ""
 
 
-def _span(seconds: float) -> str:
-    return format_duration(seconds) if seconds >= 1 else "<1 s"
+def _took_s(record: Record) -> float:
+    against = record.extra.get("against")
+    pairs_s = against.get(TOOK, 0.0) if isinstance(against, Mapping) else 0.0
+    return float(record.extra[TOOK]) + float(pairs_s)
 
 
 def columns(

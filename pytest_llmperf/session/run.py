@@ -217,7 +217,7 @@ def _warmed_up(repeater: Repeater, side: Side, goal: Goal, progress: Progress) -
     Compilation, the cache and the batching show in runs alone. Raises NotInEffect.
     """
     warmed = warm_up(side, goal, progress)
-    repeater.unsampled_s += sum(warmed.durations_s)
+    repeater.unsampled_s += warmed.took_s
     model = repeater.current()
     return WarmModel(
         repeater=repeater,
@@ -258,7 +258,7 @@ class WarmModel:
         self.repeater.current()
         self.repeater.is_warm()
         again = warm_up(self.side, goal, progress, at_most=len(self.warmed.durations_s))
-        self.repeater.unsampled_s += sum(again.durations_s)
+        self.repeater.unsampled_s += again.took_s
         _required_effective(self.repeater.current())
 
     def reduced(

@@ -6,6 +6,7 @@ computed by hand.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -51,10 +52,19 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """The warm-up: seconds of each repetition, and whether they became stable."""
+    """The warm-up: seconds of each repetition, and whether they became stable.
+
+    `untimed_s` are the seconds that it took besides: a first run compiles before its clock starts.
+    """
 
     durations_s: tuple[float, ...]
     stable: bool
+    untimed_s: float = field(default=0.0, compare=False)
+
+    @property
+    def took_s(self) -> float:
+        """Seconds of the whole warm-up."""
+        return sum(self.durations_s) + self.untimed_s
 
 
 @dataclass
@@ -127,6 +137,7 @@ def warm_up(
     The first repetition, in which compilation happens, takes nothing of that share. `at_most` is
     how many repetitions another process needed.
     """
+    start_s = time.monotonic()
     durations_s: list[float] = []
     share_s = goal.budget_s * WARM_UP_SHARE
     while not _stable(durations_s) and sum(durations_s[1:]) < share_s:
@@ -134,7 +145,13 @@ def warm_up(
             break
         progress("warming up", f"{side.name} {len(durations_s) + 1}", None)
         durations_s.append(duration_s(side.once().trace))
-    return WarmUp(durations_s=tuple(durations_s), stable=_stable(durations_s))
+    # A scripted model's runs take no time of ours.
+    untimed_s = max(0.0, time.monotonic() - start_s - sum(durations_s))
+    return WarmUp(
+        durations_s=tuple(durations_s),
+        stable=_stable(durations_s),
+        untimed_s=round(untimed_s, 3),
+    )
 
 
 def sample(

@@ -12,6 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_llmperf.core.environment import differences, environment_key
+from pytest_llmperf.core.record import Environment
 from pytest_llmperf.errors import OutOfMemory
 from pytest_llmperf.instruments import nvml, telemetry, torch_runtime
 from pytest_llmperf.instruments.ceilings import measure_ceilings
@@ -85,6 +87,17 @@ def test_facts_name_the_cpu_and_its_threads():
     assert facts["device"] == "cpu"
     assert facts["cpu_model"]
     assert facts["torch_threads"] == torch.get_num_threads()
+
+
+def test_facts_say_what_waiting_threads_do_where_the_user_said_it(monkeypatch):
+    """Threads that sleep are another environment; records of those that spin keep their key."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    spinning = Environment(facts=dict(CPU.facts()))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    sleeping = Environment(facts=dict(CPU.facts()))
+    assert "omp_wait_policy" not in spinning.facts
+    assert differences(sleeping, spinning) == [("omp_wait_policy", "passive", None)]
+    assert environment_key(sleeping) != environment_key(spinning)
 
 
 class Meter:

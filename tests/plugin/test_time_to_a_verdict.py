@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
-from support.stored_sessions import ONE
+from msgspec import structs
+from support.stored_sessions import ONE, rewritten
+
+from pytest_llmperf.history.store import open_store
 
 CLOSE = """
 def test_close(llm):
@@ -36,6 +39,29 @@ def test_the_plan_predicts_a_test_that_never_ran_from_loads_of_others(project, r
     result.stdout.re_match_lines([r"test_new .* 20 s .*≤ 41 s"])
     (test,) = json.loads((pytester.path / "plan.json").read_text())["tests"]
     assert (test["load_s"], test["predicted_s"], test["expected_s"]) == (8.0, 41.0, None)
+
+
+def test_the_plan_predicts_pairs_and_compilation(project, run, pytester):
+    """Two runs of a test, each of which is compared: twice both looks, and what they end in.
+
+    The model took 8 s to load, and compiled for 30 s before its first repetition: 38 s until a
+    process is warm. A pair is two processes that sample for as long as they take to start.
+    """
+    project(
+        ONE.replace("    llm.run(WORK)", "    llm.run(WORK)\n    llm.run(WORK)"), script="load=8s"
+    )
+    run()
+    rewritten(
+        lambda: open_store("sqlite:///.llmperf/history.db", folder=pytester.path),
+        lambda record: structs.replace(record, warm_up={**record.warm_up, "untimed_s": 30.0}),
+    )
+    pytester.mkdir("before")
+    options = ("--llmperf-against=before", "--llmperf-against-budget=100")
+    result = run("--llmperf-plan", "--llmperf-plan-json=plan.json", *options)
+    assert result.ret == 0
+    (test,) = json.loads((pytester.path / "plan.json").read_text())["tests"]
+    assert (test["load_s"], test["predicted_s"]) == (38.0, 38 + 10 + 20 + 3)
+    assert test["pairs_s"] == 2 * (38 + 2 * 100 + 2 * (38 + 38))
 
 
 def test_the_plan_of_a_model_that_was_never_loaded_predicts_nothing(project, run, pytester):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 
+from msgspec.structs import replace
 from support.history_records import metric, record
 
 from pytest_llmperf.against.tracks import track
 from pytest_llmperf.core.change import stored_change
 from pytest_llmperf.core.verdicts.loads import Load
+from pytest_llmperf.report import summary
 
 APART = 0.02
 """Standard deviation of the logs of processes of one version."""
@@ -48,6 +50,18 @@ def test_a_known_spread_makes_that_of_two_processes_hold_it():
     """Negative control: with a spread between processes of 0, most intervals miss it."""
     assert COMPARISONS - hits(fresh=False, spread=APART) <= ALLOWED
     assert hits(fresh=False, spread=0.0) < 0.4 * COMPARISONS
+
+
+def test_a_comparison_says_what_it_took(compared):
+    """In the record, and in the time of the run and of its test."""
+    run, _, _, _ = compared("seed=1", "seed=2")
+    assert 0 < run.extra["against"]["took_s"] < 60
+    long = replace(run, extra={"took_s": 20.0, "against": {"took_s": 70.0}})
+    assert summary.took(long) == "90 s"
+    sides = [replace(long, id=side, paired_with="p") for side in "ab"]
+    assert summary.took_of_test([*sides, replace(long, id="c")], run.test) == "3 min 0 s"
+    alone = replace(run, extra={"took_s": 0.4})
+    assert (summary.took(alone), summary.took_of_test([alone], run.test)) == ("<1 s", "<1 s")
 
 
 def test_two_processes_of_unknown_spread_bound_nothing():

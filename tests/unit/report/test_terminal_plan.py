@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from support.reporting import Terminal
 
 from pytest_llmperf.report.plan import PlanRow, totals, write_plan
@@ -55,6 +56,18 @@ def _plan(*rows, width=120, **terminal):
     tr = Terminal(width, **terminal)
     write_plan(tr, rows)
     return tr
+
+
+def test_what_a_comparison_takes_is_added_at_most():
+    """To what the test took last time, and to what it is predicted to take."""
+    took = structs.replace(FITS, expected_s=40.0, pairs_s=600.0)
+    new = structs.replace(FITS, test="t.py::test_new", predicted_s=41.0, pairs_s=600.0)
+    text = _plan(took, new).text
+    assert "≤ 10 min 40 s" in text
+    assert "≤ 10 min 41 s" in text
+    assert (took.device_s, new.device_s) == (640.0, 641.0)
+    alone = structs.replace(took, pairs_s=None)
+    assert "≤" not in _plan(alone).text
 
 
 def test_the_whole_plan_reads_as_agreed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from many_processes import Program, Running
@@ -13,6 +14,8 @@ from support.history_records import record
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.core.record import ProcessFacts
 from pytest_llmperf.core.trace import Mark
+from pytest_llmperf.session import run as measuring
+from pytest_llmperf.session import sampling
 from pytest_llmperf.session.processes.allocation import (
     Costs,
     best_size,
@@ -54,6 +57,29 @@ def spread(program, goal=GOAL, *, sides=1, in_turn=False, seed=1):
 
 
 # Costs
+
+
+def test_what_a_first_run_compiles_is_a_cost_of_its_process(monkeypatch):
+    """30 s before its clock starts are in the time without samples; virtual time adds nothing."""
+    now_s = [0.0]
+    monkeypatch.setattr(sampling.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(measuring, "_required_effective", lambda _: None)
+
+    def compiling(_phase, detail, _eta_s):
+        now_s[0] += 30.0 if detail.endswith(" 1") else 0.0
+
+    for progress, untimed_s in ((compiling, 30.0), (quiet, 0.0)):
+        opened = SimpleNamespace(load_s=2.0)
+        repeater = SimpleNamespace(
+            unsampled_s=2.0, current=lambda opened=opened: SimpleNamespace(opened=opened)
+        )
+        running = Running(Program(), random.Random(1))
+        running.renew()
+        model = measuring._warmed_up(repeater, Side(name="a", repeat=running), GOAL, progress)
+        timed_s = sum(model.warmed.durations_s)
+        assert model.warmed.untimed_s == pytest.approx(untimed_s, abs=timed_s + 0.01)
+        assert repeater.unsampled_s == pytest.approx(2.0 + timed_s + model.warmed.untimed_s)
+        assert (repeater.unsampled_s > 30) == (untimed_s > 0)
 
 
 def test_repetitions_of_a_process_follow_from_costs_and_spreads():
