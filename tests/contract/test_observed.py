@@ -19,7 +19,8 @@ from support.odd_models import (
 )
 
 from pytest_llmperf.engines.transformers.effective import parameter_tensors, tensor_groups
-from pytest_llmperf.engines.transformers.observed.holdings import distinct_spans
+from pytest_llmperf.engines.transformers.observed.holdings import distinct_spans, storage_key
+from pytest_llmperf.engines.transformers.quantize.storage import inner_tensors
 from pytest_llmperf.errors import NotInEffect
 
 MLPS = 4 * MLP_ELEMENTS
@@ -129,6 +130,18 @@ def test_the_rest_of_a_mapped_file_is_not_held(tmp_path):
         "buffer": 4096,
         "rest of a storage": 3 * 4096,
     }
+
+
+def test_a_wrapper_has_the_storage_of_what_is_inside():
+    """Quantized weights and sharded tensors have none of their own."""
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
+    quantize_(layer, Int8WeightOnlyConfig())
+    inner = next(inner_tensors(layer[0].weight))
+    assert storage_key(layer[0].weight) == storage_key(inner)
+    assert storage_key(inner) != storage_key(inner.clone())
 
 
 def test_two_tensors_in_one_memory_are_one():

@@ -111,7 +111,12 @@ def occupied(tensors: Iterable[Held]) -> list[Occupied]:
 
 
 def storage_key(tensor: Tensor) -> tuple[str, int]:
-    """Return what two tensors have in common that lie in one storage."""
+    """Return what two tensors have in common that lie in one storage.
+
+    A wrapper without storage of its own (quantized weights, a sharded tensor) has its first inner
+    tensor's.
+    """
+    tensor = next(inner_tensors(tensor), tensor)
     if tensor.is_meta or not _has_storage(tensor):
         return str(tensor.device), id(tensor)
     address = tensor.untyped_storage().data_ptr()
