@@ -89,7 +89,9 @@ ADAPTERS = {
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")  # peft's words about saving embeddings
+@pytest.mark.filterwarnings(
+    "ignore:Setting `save_embedding_layers`:UserWarning"
+)  # peft's words about saving embeddings
 @pytest.mark.parametrize("where", list(ADAPTERS))
 def test_an_adapter_off_the_beaten_track_is_in_effect_and_counted_once(
     plain_folder, tmp_path, where
