@@ -16,6 +16,7 @@ from pytest_llmperf.engines.models.architectures import ARCHITECTURES
 from pytest_llmperf.engines.models.names import parameter_count, predict
 from pytest_llmperf.engines.transformers.load import load
 from pytest_llmperf.engines.transformers.loaded import TransformersModel
+from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.workloads import Decode
 
 TINY = ("tiny-mixtral", "tiny-window", "tiny-mamba2", "tiny-hybrid")
@@ -69,6 +70,47 @@ def test_a_value_that_the_whole_model_sets_in_its_layers_is_set():
     expected = transformers.AutoModelForCausalLM.from_config(model.config)
     for ours, theirs in zip(model.model.layers, expected.model.layers, strict=True):
         assert torch.equal(ours.mamba.mup_vector, theirs.mamba.mup_vector)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory):
+    """The folder of a small llama without a tokenizer, whose head is its own."""
+    folder = tmp_path_factory.mktemp("plain")
+    tiny("llama").save_pretrained(folder)
+    return str(folder)
+
+
+ADAPTERS = {
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6]},
+}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Setting `save_embedding_layers`:UserWarning"
+)  # peft's words about saving embeddings
+@pytest.mark.parametrize("where", list(ADAPTERS))
+def test_an_adapter_off_the_beaten_track_is_in_effect_and_counted_once(
+    plain_folder, tmp_path, where
+):
+    """peft wraps the layer: it is multiplied with once, whatever wraps it."""
+    peft = pytest.importorskip("peft")
+    plain = load(plan_of("fp32", plain_folder))
+    before = TransformersModel(plain).run(WORK, 0).step
+    model = transformers.AutoModelForCausalLM.from_pretrained(plain_folder)
+    config = peft.LoraConfig(r=4, init_lora_weights=False, **ADAPTERS[where])
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    strategy = f"fp32+lora:{tmp_path / 'adapter'}"
+    loaded = load(plan_of(strategy, plain_folder))
+    adapted = TransformersModel(loaded)
+    step = adapted.run(WORK, 0).step
+    require_in_effect(adapted.describe().effective, parse(strategy).promises(loaded.plan), "loaded")
+    added = step.flops_per_token - before.flops_per_token
+    assert added == 2 * loaded.adapters.elements()
+    assert 0 < step.weight_bytes_read - before.weight_bytes_read < 0.05 * before.weight_bytes_read
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ def _is_sum(weight: Tensor, base: Tensor, delta: Tensor) -> bool:
 
 def _group(peft: PeftModel | None, model: nn.Module, file: AdapterFile) -> AdapterGroup:
     assert peft is not None  # noqa: S101 - merged adapters have their groups
-    state = _adapter_state(peft, file.name)
+    state = _adapter_state(peft, file.name) | _stored_of_base(peft, file)
     layers = _layers(model, file.name)
     return AdapterGroup(
         name=file.name,
@@ -294,6 +294,19 @@ def _adapter_state(peft: PeftModel, name: str) -> dict[str, Tensor]:
         peft, state_dict=parameters, adapter_name=name, save_embedding_layers=False
     )
     return state
+
+
+def _stored_of_base(peft: PeftModel, file: AdapterFile) -> dict[str, Tensor]:
+    """Return the model's own tensors that the file holds as well: those of a head or an embedding.
+
+    peft writes them where an adapter is on such a layer, and puts them back when it is loaded.
+    """
+    parameters: dict[str, Tensor] = dict(peft.named_parameters(remove_duplicate=False))
+    return {
+        key: parameters[key]
+        for key in file.shapes
+        if key.endswith(".base_layer.weight") and key in parameters
+    }
 
 
 def _equal(state: dict[str, Tensor], file: AdapterFile) -> int:

@@ -92,9 +92,16 @@ def weight_bytes_read(model: Any, batch: int, passed: Passed | None = None) -> i
 
 def _bytes_read(module: nn.Module, passed: Passed) -> int:
     """Return the bytes that a module reads of its own tensors, as often as it runs."""
-    if is_linear(module):
+    if _multiplies_itself(module):
         return passed.runs(module) * _bytes(stored_tensors(module)) or _touched(module, passed)
     return _touched(module, passed)
+
+
+def _multiplies_itself(module: nn.Module) -> bool:
+    """Whether it is a linear layer, and not what wraps one, or an embedding, for an adapter."""
+    inner = (child for child in module.modules() if child is not module)
+    is_wrapper = any(isinstance(child, nn.Embedding) or is_linear(child) for child in inner)
+    return is_linear(module) and not is_wrapper
 
 
 def _touched(module: nn.Module, passed: Passed) -> int:
@@ -122,14 +129,16 @@ def active_elements(model: Any, passed: Passed | None = None) -> float:
     experts = experts_of(model, ran)
     inside = _modules_of(experts)
     others = [module for module in model.modules() if module not in inside]
-    linear = sum(ran.multiplied(layer) for layer in others if is_linear(layer))
+    linear = sum(ran.multiplied(layer) for layer in others if _multiplies_itself(layer))
     convolved = sum(
         ran.reads(layer, layer.weight) * layer.weight.numel()
         for layer in others
         if isinstance(layer, nn.Conv1d)
     )
     chosen = sum(one.multiplied for one in experts)
-    return linear + convolved + chosen + ran.multiplied_outside(of=others)
+    # Which adapter is in force changes; who switches them adds what it multiplies.
+    plain = [module for module in others if not getattr(module, "belongs_to_adapter", False)]
+    return linear + convolved + chosen + ran.multiplied_outside(of=plain)
 
 
 def _head_elements(model: Any) -> int:
