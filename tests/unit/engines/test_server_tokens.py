@@ -199,12 +199,12 @@ def test_halves_of_a_character_are_text_again_and_a_lone_one_is_no_error():
             "200 with an error: the m",
         ),
         (b'{"object": "error", "message": "too long"}', "200 with an error: too long"),
-        (b"<html>\n<title>Sign in</title>", "no stream of events: <html> <title>Sign in</title>"),
+        (b"<html>\n<title>Sign in</title>", "not a stream of events: <html> <title>Sign in</title>"),
         (
             b'{"choices": [{"text": " a", "finish_reason": "length"}]}',
-            'no stream of events: {"choi',
+            'not a stream of events: {"choi',
         ),
-        (b"\x1b[31mred\x1b]0;t\x07", "no stream of events: \ufffd[31mred"),
+        (b"\x1b[31mred\x1b]0;t\x07", "not a stream of events: \ufffd[31mred"),
     ],
 )
 def test_a_body_that_is_no_stream_is_shown(body, said):
