@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from datetime import datetime, timedelta
@@ -135,8 +136,11 @@ def test_a_change_of_one_of_two_models_names_it(project):
         assert (rows["a"].unaccepted, rows["b"].unaccepted) == (is_open, False)
     shown = CliRunner().invoke(cli.main, ["history", "--changes"]).stdout
     assert "test_pays[bf16] bf16 a: throughput" in shown
-    rows = [line.split() for line in shown.splitlines() if " bf16  " in line]
-    assert {("a", "80"), ("b", "80")} == {(row[5], row[7]) for row in rows}
+    listed = json.loads(CliRunner().invoke(cli.main, ["history", "--json"]).stdout)["series"]
+    assert [(row["model"], row["n"], len(row["points"])) for row in listed] == [
+        ("b", 80, 3),
+        ("a", 80, 3),
+    ]
 
 
 def test_a_model_that_was_renamed_goes_on(project):
