@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.cache_utils import DynamicLayer
 
 Undo = contextlib.AbstractContextManager[None]
 
@@ -36,7 +35,7 @@ class Damage(NamedTuple):
 
 
 @contextlib.contextmanager
-def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     own = name in vars(owner)
     before = getattr(owner, name)
     setattr(owner, name, value)
@@ -84,7 +83,7 @@ def positions(move: Callable[[Tensor], Tensor]) -> Callable[[Any, Any], Undo]:
     def apply(model: Any, _tokenizer: Any) -> Undo:
         rotary = model.model.rotary_emb
         forward = rotary.forward
-        return _patched(rotary, "forward", lambda x, position_ids: forward(x, move(position_ids)))
+        return patched(rotary, "forward", lambda x, position_ids: forward(x, move(position_ids)))
 
     return apply
 
@@ -156,7 +155,7 @@ def head(edit: Callable[[Tensor, int], Tensor]) -> Callable[[Any, Any], Undo]:
     def apply(model: Any, tokenizer: Any) -> Undo:
         head, end = model.lm_head, tokenizer.eos_token_id
         forward = head.forward
-        return _patched(head, "forward", lambda x: edit(forward(x).clone(), end))
+        return patched(head, "forward", lambda x: edit(forward(x).clone(), end))
 
     return apply
 
@@ -298,7 +297,7 @@ def epsilon(value: float) -> Callable[[Any, Any], Undo]:
 
 def skipped(index: int) -> Callable[[Any, Any], Undo]:
     def apply(model: Any, _tokenizer: Any) -> Undo:
-        return _patched(_layers(model)[index], "forward", lambda hidden, **_named: hidden)
+        return patched(_layers(model)[index], "forward", lambda hidden, **_named: hidden)
 
     return apply
 
@@ -346,7 +345,7 @@ def attention(edit: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[[An
             named |= {"attn_mask": mask, "is_causal": False}
             return attend(query, key, value, **named)
 
-        return _patched(functional, "scaled_dot_product_attention", changed)
+        return patched(functional, "scaled_dot_product_attention", changed)
 
     return apply
 
@@ -371,90 +370,3 @@ def blind_to_first(_query: Tensor, key: Tensor, mask: Tensor) -> tuple[Tensor, T
     first = blind.int().argmax(-1, keepdim=True)
     rows = blind.sum(-1, keepdim=True) > 1
     return key, torch.where(rows, blind.scatter(-1, first, value=False), blind)
-
-
-# Decoding alone
-
-
-def cache(
-    edit: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
-) -> Callable[[Any, Any], Undo]:
-    """Change what a cache gives back when a single token is appended."""
-
-    def apply(_model: Any, _tokenizer: Any) -> Undo:
-        update = DynamicLayer.update
-
-        def changed(self: Any, key: Tensor, value: Tensor, *args: Any, **named: Any) -> Any:
-            keys, values = update(self, key, value, *args, **named)
-            if key.shape[-2] > 1:
-                return keys, values
-            return edit(keys.clone(), values.clone(), keys.shape[-2])
-
-        return _patched(DynamicLayer, "update", changed)
-
-    return apply
-
-
-def stale(keys: Tensor, values: Tensor, _n: int) -> tuple[Tensor, Tensor]:
-    values[..., -2, :] = values[..., -3, :]
-    return keys, values
-
-
-def forgets(n: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
-    def edit(keys: Tensor, values: Tensor, _n: int) -> tuple[Tensor, Tensor]:
-        values[..., :-n, :] = 0
-        return keys, values
-
-    return edit
-
-
-def loses_prompt(keys: Tensor, values: Tensor, _n: int) -> tuple[Tensor, Tensor]:
-    values[..., -48:-40, :] = 0
-    return keys, values
-
-
-def wraps(n: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
-    def edit(keys: Tensor, values: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        if total > n:
-            keys[..., : total - n, :], values[..., : total - n, :] = 0, 0
-        return keys, values
-
-    return edit
-
-
-def coarse(bits: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
-    most = 2 ** (bits - 1) - 1
-
-    def rounded(states: Tensor) -> Tensor:
-        scale = states.abs().amax(-1, keepdim=True).clamp(min=1e-6) / most
-        return (states / scale).round() * scale
-
-    return lambda keys, values, _n: (rounded(keys), rounded(values))
-
-
-def decoded_positions(move: Callable[[Tensor], Tensor]) -> Callable[[Any, Any], Undo]:
-    def apply(model: Any, _tokenizer: Any) -> Undo:
-        rotary = model.model.rotary_emb
-        forward = rotary.forward
-
-        def changed(x: Tensor, position_ids: Tensor) -> Any:
-            alone = position_ids.shape[-1] == 1
-            return forward(x, move(position_ids) if alone else position_ids)
-
-        return _patched(rotary, "forward", changed)
-
-    return apply
-
-
-def one_token_for_ever(model: Any, _tokenizer: Any) -> Undo:
-    forward = model.forward
-
-    @functools.wraps(forward)
-    def changed(*args: Any, **named: Any) -> Any:
-        out = forward(*args, **named)
-        if named["input_ids"].shape[1] == 1:
-            out.logits.fill_(-1e4)
-            out.logits[..., 17] = 0
-        return out
-
-    return _patched(model, "forward", changed)

@@ -199,7 +199,10 @@ def test_halves_of_a_character_are_text_again_and_a_lone_one_is_no_error():
             "200 with an error: the m",
         ),
         (b'{"object": "error", "message": "too long"}', "200 with an error: too long"),
-        (b"<html>\n<title>Sign in</title>", "not a stream of events: <html> <title>Sign in</title>"),
+        (
+            b"<html>\n<title>Sign in</title>",
+            "not a stream of events: <html> <title>Sign in</title>",
+        ),
         (
             b'{"choices": [{"text": " a", "finish_reason": "length"}]}',
             'not a stream of events: {"choi',

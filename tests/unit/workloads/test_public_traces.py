@@ -73,7 +73,11 @@ def test_azure_and_burstgpt_by_their_columns(file):
         (Conversations.from_sharegpt, "[{}]", "no object has a list"),
         (Conversations.from_jsonl, '{"turns": [3]}', "no list 'turns'"),
         (Conversations.from_jsonl, '{"turns": [{}]}', "needs 'text' or 'prompt_tokens'"),
-        (Conversations.from_jsonl, '{"turns": [{"text": "a", "after": -1}]}', "not a number of seconds"),
+        (
+            Conversations.from_jsonl,
+            '{"turns": [{"text": "a", "after": -1}]}',
+            "not a number of seconds",
+        ),
         (Conversations.from_jsonl, '{"turns": [{"text": "a", "role": "cat"}]}', "'cat' is not kn"),
         (Conversations.from_jsonl, '{"turns": []}', "one without a turn"),
     ],

@@ -242,19 +242,25 @@ def _inside(value: Any) -> Iterator[tuple[str, object]]:
         yield from ((f"[{key!r}]", inner) for key, inner in list(value.items()))
     elif isinstance(value, (list, tuple, set)):
         yield from ((f"[{index}]", inner) for index, inner in enumerate(value))
-    elif isinstance(value, functools.partial):
+    elif isinstance(value, (functools.partial, FunctionType, MethodType)):
+        yield from _inside_callable(value)
+    elif not isinstance(value, type):
+        yield from ((f".{name}", inner) for name, inner in list(vars(value).items()))
+
+
+def _inside_callable(
+    value: functools.partial[Any] | FunctionType | MethodType,
+) -> Iterator[tuple[str, object]]:
+    """Yield the arguments of a partial, the variables of a closure, or what a method is bound to."""
+    if isinstance(value, functools.partial):
         yield from ((f"({index})", inner) for index, inner in enumerate(value.args))
         yield from ((f"({name})", inner) for name, inner in value.keywords.items())
     elif isinstance(value, FunctionType):
-        names = value.__code__.co_freevars
-        yield from (
-            (f"<{name}>", _content(cell)) for name, cell in zip(names, _cells(value), strict=True)
-        )
-    elif isinstance(value, MethodType):
+        cells = zip(value.__code__.co_freevars, _cells(value), strict=True)
+        yield from ((f"<{name}>", _content(cell)) for name, cell in cells)
+    else:
         yield "", value.__func__
         yield "<self>", value.__self__
-    elif not isinstance(value, type):
-        yield from ((f".{name}", inner) for name, inner in list(vars(value).items()))
 
 
 def _cells(function: FunctionType) -> tuple[Any, ...]:

@@ -54,7 +54,9 @@ def _on_training(model: nn.Module) -> Iterator[str]:
     if training:
         classes = Counter(type(module).__name__ for module in training)
         names = ", ".join(f"{n} {cls}" for cls, n in classes.most_common(3))
-        dropout = [m for m in training if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]  # noqa: SLF001
+        # The class of all dropouts has no public name.
+        of_dropout = nn.modules.dropout._DropoutNd  # noqa: SLF001
+        dropout = [one for one in training if isinstance(one, of_dropout) and one.p > 0]
         effect = f"{len(dropout)} of them drop values at random" if dropout else "none drops values"
         yield f"{len(training)} modules are in training mode ({names}); {effect}"
 
