@@ -1,5 +1,7 @@
 """Damages that show while tokens are decoded, behind a cache, and not in a pass without one."""
 
+# ruff: noqa: D103 - the list of damages names each
+
 from __future__ import annotations
 
 import functools

@@ -251,7 +251,7 @@ def _inside(value: Any) -> Iterator[tuple[str, object]]:
 def _inside_callable(
     value: functools.partial[Any] | FunctionType | MethodType,
 ) -> Iterator[tuple[str, object]]:
-    """Yield the arguments of a partial, the variables of a closure, or what a method is bound to."""
+    """Yield arguments of a partial, variables of a closure, or what a method is bound to."""
     if isinstance(value, functools.partial):
         yield from ((f"({index})", inner) for index, inner in enumerate(value.args))
         yield from ((f"({name})", inner) for name, inner in value.keywords.items())
