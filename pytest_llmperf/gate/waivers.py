@@ -143,12 +143,14 @@ def _entries(path: Path) -> list[Any]:
     content = _content(path)
     entries = content.pop("waiver", [])
     if content or not isinstance(entries, list):
-        raise UsageError(f"{path}: {_unknown_keys(content)} is not known. Write {_EXAMPLE}.")
+        raise UsageError(f"{path}: {_what_is_wrong(content)}. Write {_EXAMPLE}.")
     return entries
 
 
-def _unknown_keys(content: dict[str, Any]) -> str:
-    return ", ".join(map(repr, content)) or "'waiver', which is not a list of tables"
+def _what_is_wrong(content: dict[str, Any]) -> str:
+    if not content:
+        return "'waiver' is not a list of tables"
+    return f"{', '.join(map(repr, content))} is not known"
 
 
 def _content(path: Path) -> dict[str, Any]:

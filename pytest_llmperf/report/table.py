@@ -119,10 +119,14 @@ def _drop(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Col
     return remaining, [column for column in columns if column not in remaining]
 
 
+_LEGIBLE = 4
+"""Columns that a name or a number needs to say anything."""
+
+
 def _shrink(columns: Sequence[Column], width: int) -> list[int]:
     """Return widths that fit: the widest column gives way first, one at a time, to its floor.
 
-    The last resort goes below the floors, down to 1.
+    The last resort goes below the floors, down to 1; the last column, a verdict, gives way last.
     """
     widths = [column.width for column in columns]
     floors = [column.least for column in columns]
@@ -130,7 +134,9 @@ def _shrink(columns: Sequence[Column], width: int) -> list[int]:
         above_floor = [i for i, floor in enumerate(floors) if widths[i] > floor]
         widths[max(above_floor, key=widths.__getitem__)] -= 1
     while _total(widths) > width and max(widths) > 1:
-        widths[widths.index(max(widths))] -= 1
+        others = widths[:-1]
+        yielding = others if others and max(others) > _LEGIBLE else widths
+        widths[widths.index(max(yielding))] -= 1
     return widths
 
 

@@ -78,7 +78,7 @@ class Recorder:
             from pytest_llmperf.history.store import open_for_session  # noqa: PLC0415
 
             self._store = open_for_session(self._settings.store, folder=self._settings.root)
-        if self._lines is None and self._settings.json is not None:
+        if self._lines is None and self._settings.json is not None and not self._settings.disable:
             from pytest_llmperf.report.json_lines import JsonLines  # noqa: PLC0415
 
             lines = JsonLines(self._settings.json)

@@ -86,7 +86,7 @@ def test_what_cannot_be_walked_or_measured_is_said(repo):
         "not an earlier commit"
         in repo.llmperf("bisect", "throughput", commits[1], commits[0]).stderr
     )
-    assert "'v9' is no commit" in repo.llmperf("bisect", "throughput", "v9", commits[0]).stderr
+    assert "'v9' is not a commit" in repo.llmperf("bisect", "throughput", "v9", commits[0]).stderr
     assert "Did you mean 'throughput'?" in repo.llmperf("bisect", "throughputs", *commits).stderr
     repo.commit("new test", **{"test_new.py": TESTS})
     done = repo.llmperf("bisect", "throughput", commits[0], "main", "--", "test_new.py")

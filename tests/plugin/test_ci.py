@@ -185,7 +185,7 @@ def test_before_is_the_accepted_history(project, run, elsewhere, pytester):
     assert "there is no earlier session" in (pytester.path / "first.md").read_text()
     run("--llmperf-markdown=second.md")
     second = (pytester.path / "second.md").read_text()
-    assert "1.00x" in second
+    assert "| +0 % |" in second
     assert "| 8 sessions are needed" not in second
     assert "8 sessions are needed, 1 is there" in second
 

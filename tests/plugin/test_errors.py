@@ -84,10 +84,9 @@ def test_an_error_is_shown_without_our_inside(project, run_both):
     The short summary has room for what is wrong.
     """
     wrong_marker = "@pytest.mark.llmperf(strategy='nf5')\ndef test_declared(llm): pass\n"
-    stored = "def test_stored(llm):\n    llm.run(WORK)\n"
-    project(wrong_marker + "def test_called(llm):\n    llm.run('decode')\n" + stored)
-    result = run_both("--llmperf-json=/proc/out.jsonl")
-    result.assert_outcomes(errors=3)
+    project(wrong_marker + "def test_called(llm):\n    llm.run('decode')\n")
+    result = run_both()
+    result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(
         ["E   UsageError: strategy part 'nf5' is not known. Did you mean *"]
     )
@@ -96,6 +95,13 @@ def test_an_error_is_shown_without_our_inside(project, run_both):
         ["ERROR test_it.py::test_declared - UsageError: strategy part 'nf5'*"]
     )
     result.stdout.fnmatch_lines(["ERROR test_it.py::test_called - UsageError: 'decode' is not*"])
+    result.stdout.no_fnmatch_line("*pytest_llmperf/*.py:*")
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_what_was_measured(project, run_both):
+    project("def test_stored(llm):\n    llm.run(WORK)\n")
+    result = run_both("--llmperf-json=/proc/out.jsonl")
+    result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         ["E  *StoreError: JSON lines file /proc/out.jsonl cannot be written*"]
     )

@@ -233,4 +233,4 @@ def test_alone(llm, baseline):
         "agreement.top1",
     }
     shown = [line.split()[0] for line in result.outlines if line.endswith("PASS")]
-    assert shown == ["alone", "before"]
+    assert shown == ["test_before[bf16]", "test_alone[bf16]"]

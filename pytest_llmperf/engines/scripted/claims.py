@@ -98,7 +98,8 @@ class Claims:
         return Effective(
             engine="scripted",
             model_class="ScriptedModel",
-            tensors=(tensors,),
+            # Weights that wait elsewhere are not on the device.
+            tensors=(tensors,) if plan.offload is None else (),
             linears=(LinearGroup(cls="Linear", layers=N_LINEARS, **weights),),
             compute_dtype=self._compute_dtype,
             autocast_dtype=plan.autocast_dtype,

@@ -23,6 +23,7 @@ from pytest_llmperf.engines.server.proof.asked import expect_refusal
 from pytest_llmperf.engines.server.proof.said import METRICS
 from pytest_llmperf.engines.server.starting.addresses import has_address
 from pytest_llmperf.errors import did_you_mean
+from pytest_llmperf.secrets import hide
 
 KINDS: dict[str, tuple[type, ...]] = {
     "command": (str,),
@@ -115,6 +116,8 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
     def text(name: str, default: str = "") -> str:
         return str(options.get(name, default))
 
+    api_key = os.environ.get(text("api_key_env"), "").strip()
+    hide(api_key)
     return ServerOptions(
         command=tuple(shlex.split(text("command"))),
         url=_base(text("url")),
@@ -123,7 +126,7 @@ def read_options(plan: LoadPlan, preset: Preset) -> ServerOptions:
         health=text("health", preset.health),
         protocol=text("protocol", preset.protocol),
         fields=_field_changes(options),
-        api_key=os.environ.get(text("api_key_env"), "").strip(),
+        api_key=api_key,
         prompt_ids=bool(options.get("prompt_ids", preset.prompt_ids)),
         metrics=text("metrics", METRICS),
         **_texts(options),

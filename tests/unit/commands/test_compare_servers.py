@@ -45,7 +45,7 @@ def test_two_servers_are_measured_side_by_side_now(asked, tmp_path):
     ("arguments", "words"),
     [
         (["http://a:1", "http://b:1"], "name it by --model"),
-        (["http://a:1", "base"], "'base' is no server"),
+        (["http://a:1", "base"], "'base' is not a server"),
         (["http://a:1", "image: ", "--model", "m"], "names no server"),
     ],
 )

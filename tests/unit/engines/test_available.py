@@ -130,6 +130,7 @@ def test_a_factory_that_is_not_there_is_named(modules, name, message):
 
 def test_a_folder_that_is_not_there_is_no_model_of_the_hub(tmp_path, monkeypatch):
     """Where its name begins as projects name the folder of their models."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.chdir(tmp_path)
     missing = f"model 'models/tiny-lama': there is no folder {tmp_path}/models/tiny-lama."
     assert missing_model(model_ref("models/tiny-lama"), HUB) == missing

@@ -251,7 +251,13 @@ def test_samples_give_the_largest_gauges_and_what_the_counters_grew_by():
     first = {"preemptions": 1.0, "running": 2.0, "prefix_queries": 100.0, "prefix_hits": 10.0}
     last = {"preemptions": 3.0, "running": 0.0, "prefix_queries": 200.0, "prefix_hits": 40.0}
     found = server_metrics.summarized([first, {"running": 7.0}, last])
-    assert found == {"running_max": 7, "preemptions": 2, "prefix_hit_share": 0.3}
+    assert found == {
+        "running_max": 7,
+        "preemptions": 2,
+        "prefix_hits": 30,
+        "prefix_queries": 100,
+        "prefix_hit_share": 0.3,
+    }
     assert server_metrics.summarized([]) == {}
 
 

@@ -115,7 +115,7 @@ def test_an_entry_that_is_not_whole_is_an_error_that_names_it(tmp_path, change, 
     [
         ("waivers = 1\n", "'waivers' is not known"),
         ("[[waiver\n", "cannot be read"),
-        ("waiver = 3", "no list"),
+        ("waiver = 3", "not a list of tables"),
     ],
 )
 def test_a_file_that_is_none_is_an_error(tmp_path, head, said):

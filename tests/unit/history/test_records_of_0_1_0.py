@@ -65,10 +65,14 @@ def test_a_record_that_is_read_and_written_again_says_the_same():
         old, new = json.loads(line), json.loads(record_json.encode(record_json.decode(line)))
         if new["effective"] is not None:
             # Fields of 0.2.0.
+            assert {group.pop("example") for group in new["effective"]["tensors"]} <= {""}
             assert new["effective"].pop("tensor_parallel") == ""
             assert new["effective"].pop("other_matrices") == []
             assert new["effective"].pop("stored_quantized") == ""
             assert new["effective"].pop("server_settings") == []
+            assert new["effective"].pop("computes") == []
+            assert new["effective"].pop("compiled_share") is None
+            assert new["effective"].pop("offloaded_at_once_bytes") == 0
         assert {name: new[name] for name in old} == old
 
 

@@ -24,6 +24,7 @@ class AnySettings:
 
     root: Path
     device: str = "cpu"
+    server: None = None
     pythons: tuple[str, ...] = ("transformers",)
 
 

@@ -100,17 +100,6 @@ def test_a_stand_in_measures_in_the_place_of_the_session(session):
     assert (judge.judged, session.recorder.records) == ([], {})
 
 
-def test_where_traffic_is_not_measured_the_summary_says_why(session):
-    """The workload beside it is measured as ever."""
-    session.no_serving = "no traffic here"
-    model = Model(session, scripted_plan("seed=1"))
-    model.run(TRAFFIC)
-    assert session.recorder.records == {}
-    assert session.notes == ["no traffic here"]
-    model.run(WORK)
-    assert len(session.recorder.records) == 1
-
-
 def test_a_rate_at_which_no_request_succeeds_is_one_that_is_not_kept():
     """Any other invalid run ends the search."""
     load = Serve(rate=1.0, requests=5, slo=Slo(ttft=0.2))

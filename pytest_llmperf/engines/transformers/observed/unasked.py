@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ _NO_DEFAULTS = frozenset(
 )
 """Fields of a generation config that choose no tokens, or that are set for every run."""
 
+_GREEDY = {"do_sample": False, "num_beams": 1}
+"""What a default may say that is done anyway."""
+
 
 def on_dtype(plan: LoadPlan, stored: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Say where the dtype of `auto` came from, where config.json does not say the same."""
@@ -38,7 +41,11 @@ def on_generation(model: Any) -> tuple[str, ...]:
     """Say which of a checkpoint's defaults of generation are not used: decoding is greedy."""
     config = getattr(model, "generation_config", None)
     defaults = {} if config is None else config.to_diff_dict()
-    others = {name: value for name, value in defaults.items() if name not in _NO_DEFAULTS}
+    others = {
+        name: value
+        for name, value in defaults.items()
+        if name not in _NO_DEFAULTS and _GREEDY.get(name) != value
+    }
     if not others:
         return ()
     listed = ", ".join(f"{name}={value!r}" for name, value in sorted(others.items()))
@@ -55,8 +62,11 @@ def on_code(model: Any) -> tuple[str, ...]:
 
 
 def on_tokenizer(model: Any, tokenizer: Any | None) -> tuple[str, ...]:
-    """Say where a tokenizer has tokens that the embedding was never resized for."""
-    if tokenizer is None:
+    """Say where a tokenizer has tokens that the embedding was never resized for.
+
+    A factory's own tokenizer need not know how many it has.
+    """
+    if not isinstance(tokenizer, Sized):
         return ()
     n_tokens, rows = len(tokenizer), embedding_rows(model)
     if n_tokens <= rows:
