@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from pytest_llmperf.engines import rendezvous
 from pytest_llmperf.processes import TOKEN, kill_group, process_state
 from pytest_llmperf.wire.forking import (
     ANSWERS,
@@ -39,6 +40,7 @@ MAX_SERVERS = 4
 
 OF_ONE_WORKER = frozenset(
     {
+        rendezvous.SECRET,
         TOKEN,
         "RANK",
         "WORLD_SIZE",
