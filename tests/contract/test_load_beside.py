@@ -195,7 +195,9 @@ def test_an_index_is_read_only_without_a_single_file(folder):
     (folder / "model.safetensors").unlink()
     sharded = load(plan_for(folder))
     assert sharded.checkpoint_dtype == "float32"
-    assert describe(sharded).notes == ()
+    assert describe(sharded).notes == (
+        "'auto' is float32, the dtype of most weights in the files; config.json says float16",
+    )
     assert sharded.content_hash != both.content_hash
 
 

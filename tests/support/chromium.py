@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,10 @@ AXE = (Path(__file__).parents[1] / "browser" / "axe.min.js").read_text(encoding=
 
 Its version and hash are in vendored.json, by which tools/fetch_vendored.py gets it again.
 """
+
+
+DRAWN_WITHIN_S = 30.0
+"""A test looks at what was drawn afterwards, and fails where something was not."""
 
 
 @contextmanager
@@ -84,8 +89,12 @@ def errors(driver: Any) -> list[str]:
 
 
 def draw_all(driver: Any) -> None:
-    """Every figure, as if it had been scrolled to."""
+    """Every figure, as if it had been scrolled to; wait for those that are drawn later."""
     driver.execute_script("dispatchEvent(new Event('beforeprint'))")
+    undrawn = "return [...document.querySelectorAll('figure')].some(f => !f.querySelector('svg'))"
+    end_s = time.monotonic() + DRAWN_WITHIN_S
+    while driver.execute_script(undrawn) and time.monotonic() < end_s:
+        time.sleep(0.05)
 
 
 def serious_faults(driver: Any) -> list[str]:
