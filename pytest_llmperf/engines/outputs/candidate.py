@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_llmperf.core.agreement.comparison import PromptComparison
+from pytest_llmperf.engines.outputs.inputs import first_rows
 from pytest_llmperf.engines.outputs.reference import PromptBatch, Reference, batches
 from pytest_llmperf.engines.outputs.scorer import Scorer, require_same_vocabulary
 from pytest_llmperf.engines.outputs.scoring import (
@@ -20,13 +21,17 @@ from pytest_llmperf.engines.outputs.scoring import (
 from pytest_llmperf.errors import UsageError
 
 
+LOOKED_AT_TWICE = 8
+"""Prompts that are decoded freely and passed without a cache besides; each way costs a prefill."""
+
+
 def compare_reference(scorer: Scorer, path: str, batch: int) -> tuple[PromptComparison, ...]:
     """Force the reference's tokens through the candidate's loop, and score the logits of each step.
 
-    Of the first batch two things are seen besides: what the loop decodes when it is free, and the
-    same logits from one pass without a cache. Where a loop takes no tokens, the pass without a
-    cache is scored, and all prompts are decoded freely. Raises UsageError for prompts that the
-    candidate cannot take.
+    Of the first `LOOKED_AT_TWICE` prompts two things are seen besides: what the loop decodes when
+    it is free, and the same logits from one pass without a cache. Where a loop takes no tokens, the
+    pass without a cache is scored, and all prompts are decoded freely. Raises UsageError for
+    prompts that the candidate cannot take.
     """
     reference = Reference.open(path)
     stored = reference.stored
@@ -42,9 +47,10 @@ def compare_reference(scorer: Scorer, path: str, batch: int) -> tuple[PromptComp
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a candidate gave for one batch: logits [batch, n, vocab], and its own tokens [batch, n].
+    """What a candidate gave for one batch: logits [batch, n, vocab], and its own tokens [rows, n].
 
-    `alone` are the logits of the pass without a cache, where there was one besides.
+    `alone` are the logits of the pass without a cache, where there was one besides. Both are of the
+    batch's first rows, and need not be of all.
     """
 
     logits: Tensor
@@ -70,8 +76,13 @@ class _Candidate:
         scorer, alone, free = self._scorer, None, None
         looped = scorer.looped_logits(group.tokens, continuation)
         if whole or looped is None:
-            alone, self._dtype = scorer.forced_logits(group.tokens, continuation)
-            free = scorer.free(group.tokens, continuation.shape[1])
+            rows = len(continuation) if looped is None else LOOKED_AT_TWICE
+            alone, self._dtype = scorer.forced_logits(
+                first_rows(group.tokens, rows), continuation[:rows]
+            )
+            # another number of rows would be compiled anew
+            loop_rows = len(continuation) if scorer.compiled else rows
+            free = scorer.free(first_rows(group.tokens, loop_rows), continuation.shape[1])
         if looped is None:
             if alone is None:
                 raise UsageError(f"nothing of {scorer.loop.name} can be compared.")
@@ -84,7 +95,8 @@ class _Candidate:
         candidate = seen.logits[row]
         dtypes = (self._reference.logits_dtype, self._dtype)
         scored = score(logits, candidate, tokens, dtypes, stored.ends)
-        own = _own_tokens(tokens, candidate, None if seen.free is None else seen.free[row])
+        own = _own_tokens(tokens, candidate, _row_of(seen.free, row))
+        alone = _row_of(seen.alone, row)
         return PromptComparison(
             index=index,
             n_free=len(tokens),
@@ -92,7 +104,7 @@ class _Candidate:
             **self._about(index, own),
             **_parting(tokens, own, logits, candidate),
             worst=worst_position(scored, logits, candidate, scorer.token_text),
-            reprefill_kl=() if seen.alone is None else divergence_of(seen.alone[row], candidate),
+            reprefill_kl=() if alone is None else divergence_of(alone, candidate),
         )
 
     def _about(self, index: int, own: Tensor) -> dict[str, Any]:
@@ -109,6 +121,11 @@ class _Candidate:
             "reference_text": scorer.text(self._reference.continuation[index].tolist()),
             "candidate_text": scorer.text(own.tolist()),
         }
+
+
+def _row_of(seen: Tensor | None, row: int) -> Tensor | None:
+    """Return one row of what was seen of the first rows; None behind them."""
+    return None if seen is None or row >= len(seen) else seen[row]
 
 
 def _own_tokens(tokens: Tensor, logits: Tensor, free: Tensor | None) -> Tensor:

@@ -232,6 +232,17 @@ def left_padded(
     return TokenBatch(ids.to(device), mask, lengths)
 
 
+def first_rows(batch: TokenBatch, count: int) -> TokenBatch:
+    """Return the first `count` rows of a batch, as wide as it was; the batch where it has no more.
+
+    Their mask stays, also where none of them is padded.
+    """
+    if count >= len(batch.lengths):
+        return batch
+    mask = None if batch.mask is None else batch.mask[:count]
+    return TokenBatch(batch.ids[:count], mask, batch.lengths[:count])
+
+
 def _filled_up(row: list[int], pad: int, width: int) -> list[int]:
     return [pad] * (width - len(row)) + row
 

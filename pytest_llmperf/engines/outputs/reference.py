@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pytest_llmperf.engines.outputs.inputs import (
     TokenBatch,
+    first_rows,
     left_padded,
     synthetic_rows,
     tokenise,
@@ -34,6 +35,8 @@ SYNTHETIC_PROMPTS = 16
 SYNTHETIC_TOKENS = 32
 LONG_NEW_TOKENS = 8
 """Tokens behind a long prompt: it is its positions that are looked at."""
+ROUNDED_PROMPTS = 8
+"""Prompts of the first batch from which the noise of a dtype is taken: 256 positions."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,12 @@ def _rounding(
     scorer: Scorer, group: PromptBatch, continuation: Tensor, logits: Tensor
 ) -> Rounding | None:
     """Return how much the model's own logits [batch, n, vocab] move when it is rounded."""
-    rounded = scorer.rounded_logits(group.tokens, continuation)
+    few = continuation[:ROUNDED_PROMPTS]
+    rounded = scorer.rounded_logits(first_rows(group.tokens, ROUNDED_PROMPTS), few)
     if rounded is None:
         return None
     dtypes = (torch.float32, torch.float32)
-    rows = zip(logits, rounded, continuation, strict=True)
+    rows = zip(logits, rounded, few, strict=False)
     scored = [score(row, other, tokens, dtypes) for row, other, tokens in rows]
     kls = [kl for prompt in scored for kl in prompt.kl]
     signal = sum(prompt.signal for prompt in scored)

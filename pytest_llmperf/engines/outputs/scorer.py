@@ -29,7 +29,7 @@ class Scorer:
 
     `new_cache` makes a quantized KV cache, which teacher-forced passes then read the prompt from,
     as decoding does. `bounds` are None where the engine keeps its own. `one_by_one`: the loop takes
-    one sequence at a time. `writes`: this process writes files, and not another rank.
+    one sequence at a time. `compiled`: a new shape costs it a new graph. `writes`: this process writes files, and not another rank.
     """
 
     model: Any
@@ -41,6 +41,7 @@ class Scorer:
     new_cache: Callable[[], Any] | None = None
     bounds: Bounds | None = None
     one_by_one: bool = False
+    compiled: bool = False
     writes: bool = True
 
     def require_fits(self, rows: list[list[int]], new_tokens: int) -> None:

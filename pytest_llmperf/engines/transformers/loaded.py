@@ -338,6 +338,7 @@ class TransformersModel:
             autocast_dtype=loaded.plan.autocast_dtype,
             new_cache=cache_maker(loaded.model, loaded.plan),
             one_by_one=isinstance(runner.loop, AssistedLoop),
+            compiled=runner.compile_mode is not None,
             writes=runner.grid is None or runner.grid.rank == 0,
         )
 
