@@ -29,14 +29,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark GPU tests as skipped where there is no GPU."""
-    if gpu_count():
-        return
+    """Skip GPU tests where there is no GPU, and those of the night by day."""
+    no_gpu = not gpu_count()
+    by_day = "LLMPERF_NIGHTLY" not in os.environ
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(
-                pytest.mark.skip(reason=f"needs a CUDA device, NVML sees none: {item.nodeid}")
-            )
+        if no_gpu and item.get_closest_marker("gpu"):
+            reason = f"needs a CUDA device, NVML sees none: {item.nodeid}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if by_day and item.get_closest_marker("nightly"):
+            reason = f"takes long on two cores, make nightly runs it: {item.nodeid}"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -70,6 +70,7 @@ def run_blocks(pytester: pytest.Pytester, texts: Sequence[str], *options: str) -
     return int(done.ret), "\n".join([*done.outlines, *done.errlines])
 
 
+@pytest.mark.nightly
 def test_every_python_block_runs(pytester):
     """With a scripted model in place of the real one; the nightly run takes the real one."""
     code, said = run_blocks(

@@ -242,6 +242,7 @@ def test_the_action_gates_a_pull_request_and_comments(forge):
     assert comment.startswith("<!-- llmperf -->")
 
 
+@pytest.mark.nightly
 def test_the_gitlab_component_gates_a_merge_request_and_comments(forge):
     """Its history, reports and comment are there after a red job too."""
     forge.record()
@@ -273,6 +274,7 @@ def test_the_gitlab_component_gates_a_merge_request_and_comments(forge):
     assert new.strip().endswith("/merge_requests/7/notes/5")
 
 
+@pytest.mark.nightly
 def test_the_slurm_job_gates_and_adds_to_the_history(forge, tmp_path):
     """Its exit code is pytest's, and the session is in the file though it was red."""
     forge.record()

@@ -62,6 +62,7 @@ def test_a_recipe_is_valid_for_its_forge(name, tmp_path):
         assert (done.returncode == 0) is valid, done.stdout
 
 
+@pytest.mark.nightly
 def test_main_records_from_nothing_and_goes_on_from_its_last_artifact(forge):
     for n in (1, 2):
         code, said = forge.steps(scripts("github-artifact", "record"))
@@ -86,6 +87,7 @@ def test_a_gate_without_a_history_fails(forge):
     assert code != 0, said
 
 
+@pytest.mark.nightly
 def test_a_merge_request_is_gated_on_gitlab(forge):
     """A slower branch: gated in a merge request, only recorded otherwise."""
     forge.record()
@@ -96,6 +98,7 @@ def test_a_merge_request_is_gated_on_gitlab(forge):
         assert (forge.repo.path / "junit.xml").is_file()
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     binaries() is None, reason="PostgreSQL is not installed: apt-get install postgresql"
 )

@@ -90,6 +90,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.nightly
 def test_the_tutorial_does_what_it_says(tmp_path, environ):
     as_the_page_says(walked([scripted(step) for step in steps(PAGE)], tmp_path, **environ))
 

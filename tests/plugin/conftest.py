@@ -73,6 +73,19 @@ def run(request: pytest.FixtureRequest, pytester: pytest.Pytester) -> Run:
     return call
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave most halves under pytest-xdist to the night.
+
+    Each starts three processes, and nearly all go the same ways.
+    """
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        by_day = item.get_closest_marker("by_day_with_xdist")
+        if params.get("run_both") == "xdist" and not by_day:
+            item.add_marker(pytest.mark.nightly)
+
+
 @pytest.fixture(params=["plain", "xdist"])
 def run_both(request: pytest.FixtureRequest, run: Run) -> Run:
     """Run pytest in the project, plain and with two xdist workers."""

@@ -192,6 +192,7 @@ def test_parametrised_tests_and_several_runs_of_one_test_are_compared_each_with_
     assert [kept["metrics"]["throughput"]["outcome"] for kept in stored(repo)].count("PASS") == 2
 
 
+@pytest.mark.nightly
 def test_a_folder_is_a_base(repo, run, tmp_path_factory):
     """Another checkout, slower: here it is faster, which passes."""
     other = Repository(tmp_path_factory.mktemp("other"))
@@ -202,6 +203,7 @@ def test_a_folder_is_a_base(repo, run, tmp_path_factory):
     assert f"is1.13x{other.path}" in "".join(result.stdout.str().split())
 
 
+@pytest.mark.nightly
 def test_an_interpreter_is_a_base_with_packages_of_its_own(repo, run, tmp_path):
     """A launcher that puts another `speed` on its path: these test files, that package."""
     (tmp_path / "site").mkdir()
@@ -344,6 +346,7 @@ def test_limits_of_the_option_and_the_marker(repo, run):
     )
 
 
+@pytest.mark.nightly
 def test_compare_shows_the_pairs_and_stored_runs(repo, run):
     """`llmperf compare base RUN` has rule B's verdict; two sessions of one commit are too few.
 

@@ -93,6 +93,7 @@ def test_the_same_speed_passes_the_gate_and_half_the_speed_fails_in_that_test(
     assert [attempt for _, value, attempt in values(opened) if value > 0.015] == [4, 3, 2, 1]
 
 
+@pytest.mark.nightly
 def test_a_slow_moment_is_measured_again_and_passes(bench, run, pytester):
     """The first process of this session is slow, the fresh one is not."""
     bench(10)
@@ -115,6 +116,7 @@ def autosaved(run):
     run("--benchmark-autosave").assert_outcomes(passed=1)
 
 
+@pytest.mark.nightly
 def test_a_new_test_is_green_for_pytest_benchmark_and_not_for_us(bench, run, pytester):
     """Nothing was compared."""
     bench()
@@ -136,6 +138,7 @@ def test_a_new_test_is_green_for_pytest_benchmark_and_not_for_us(bench, run, pyt
     assert result.ret == EXIT_JUDGED_NOTHING
 
 
+@pytest.mark.nightly
 def test_xdist_is_green_for_pytest_benchmark_and_not_for_us(bench, run, monkeypatch):
     """It measures nothing there, whatever the regression."""
     bench(10)
@@ -160,6 +163,7 @@ def test_xdist_is_green_for_pytest_benchmark_and_not_for_us(bench, run, monkeypa
     assert result.ret == EXIT_JUDGED_NOTHING
 
 
+@pytest.mark.nightly
 def test_another_machine_is_green_for_pytest_benchmark_and_named_by_us(
     bench, run, opened, pytester
 ):
@@ -184,6 +188,7 @@ def test_another_machine_is_green_for_pytest_benchmark_and_named_by_us(
     assert result.ret == EXIT_JUDGED_NOTHING
 
 
+@pytest.mark.nightly
 def test_pytest_benchmark_itself_fails_a_regression_it_does_compare(bench, run, monkeypatch):
     """So that the three above are not green for want of a working gate."""
     bench()

@@ -28,6 +28,7 @@ def history(repo: Repository, *speeds: str | None) -> list[str]:
     return commits
 
 
+@pytest.mark.nightly
 def test_the_first_bad_of_nine_commits_is_named_past_one_that_cannot_run(repo, own_cache):
     """Commit 3 cannot be imported, commit 6 did it: named with ratio, pairs and evidence.
 

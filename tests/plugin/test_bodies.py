@@ -146,6 +146,7 @@ def test_one_hangs(llmperf_rank):
 """
 
 
+@pytest.mark.nightly
 def test_a_body_runs_once_in_each_rank_and_a_rank_that_does_otherwise_is_named(body):
     """The hang comes before nothing and after everything: the ranks that go on wait for nobody."""
     result = body(RANKS)

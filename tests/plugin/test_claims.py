@@ -5,7 +5,10 @@ UNDECIDED is a warning, NotMeasurable an error.
 
 from __future__ import annotations
 
+import pytest
 
+
+@pytest.mark.by_day_with_xdist
 def test_a_claim_that_the_data_contradict_fails_with_two_lines(project, run_both):
     """bf16 is exactly as fast as fp32 here, and 1.2 times was claimed."""
     project(

@@ -78,6 +78,7 @@ def test_bad_input_is_an_error_on_its_test(project, run, body, message):
     assert "INTERNALERROR" not in result.stdout.str()
 
 
+@pytest.mark.by_day_with_xdist
 def test_an_error_is_shown_without_our_inside(project, run_both):
     """Of a declaration the message alone; of a test its own line.
 

@@ -251,6 +251,7 @@ def test_a_suspicion_that_nobody_resolves_is_not_forgotten(project, run, session
     assert "in 13 accepted sessions" in " ".join(result.stdout.str().split())
 
 
+@pytest.mark.nightly
 @pytest.mark.own_process
 def test_sessions_of_uncommitted_changes_are_asked_for(project, run, pytester):
     """They are nothing to hold against, unless an option or its ini twin says so."""

@@ -265,6 +265,7 @@ def test_a_floor_without_provenance_is_refused(project, run, pytester, line):
     )
 
 
+@pytest.mark.nightly
 def test_calibrate_measures_fresh_sessions_of_real_tests(project, pytester):
     """Eight processes of a scripted model without noise: no spread, and the smallest floor.
 

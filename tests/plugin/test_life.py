@@ -137,6 +137,7 @@ def life(pytester, monkeypatch, run, opened) -> Life:
     return Life(Repository(pytester.path), run, opened)
 
 
+@pytest.mark.nightly
 def test_the_whole_life_of_a_project(life):
     """Each step meets what the steps before left: the store, the reviewed file, the commits."""
     repo = life.repo

@@ -46,6 +46,7 @@ def test_a_false_property_shows_the_smallest_prompt_that_breaks_it(project, run)
     done.stdout.fnmatch_lines(["*assert TopToken(*", "*prompt='e',*"])
 
 
+@pytest.mark.nightly
 def test_a_false_property_of_token_ids_shows_the_one_id_that_breaks_it(project, run):
     """A prompt of that id alone."""
     project(IMPORTS + OF_IDS, script="vocab=50,fp16/astray=7")

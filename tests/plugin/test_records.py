@@ -31,6 +31,7 @@ def test_a_run_is_recorded_with_the_hand_computed_numbers(project, run_both, lin
     assert [c["outcome"] for c in record["claims"]] == ["PASS"]
 
 
+@pytest.mark.by_day_with_xdist
 def test_a_run_is_one_line_and_a_session_overwrites_unless_it_appends(project, run_both, pytester):
     """As every option that names a file; with the outcome, also of a test that fails late."""
     project(
@@ -61,6 +62,7 @@ def test_late(llm, late):
     assert outcomes() == sorted(2 * once)
 
 
+@pytest.mark.by_day_with_xdist
 def test_the_store_holds_every_run_of_every_xdist_worker(project, run_both, pytester):
     """Four tests, four records, whoever ran them."""
     project("""

@@ -54,6 +54,7 @@ def eight_sessions(folder: Path) -> None:
     (folder / LOG).write_text(8 * (json.dumps(asdict(first)) + "\n") + '{"half', encoding="utf-8")
 
 
+@pytest.mark.nightly
 def test_an_interrupted_soak_goes_on_from_its_store_and_a_slower_session_misses_the_bar(folder):
     """Two gated verdicts without a FAIL, and none when asked again.
 
@@ -73,6 +74,7 @@ def test_an_interrupted_soak_goes_on_from_its_store_and_a_slower_session_misses_
     assert "FAIL: throughput of auto is 5" in done.stdout
 
 
+@pytest.mark.nightly
 def test_ten_percent_are_found_side_by_side(folder):
     """By rule B, with its pairs and its ratio, which is another in each session."""
     done = soak(folder, "slower", 2)

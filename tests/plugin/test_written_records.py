@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from jsonschema import ValidationError
+from jsonschema_rs import ValidationError
 from support.written_records import VALIDATOR, written
 
 
@@ -17,5 +17,5 @@ def test_what_a_session_writes_is_seen_and_a_wrong_record_fails(project, run, py
     assert len(found) == 2  # one line of the file, and the one of the store
     spoilt = json.loads(found[0])
     del spoilt["strategy"]
-    with pytest.raises(ValidationError, match="'strategy' is a required property"):
+    with pytest.raises(ValidationError, match='"strategy" is a required property'):
         VALIDATOR.validate(spoilt)

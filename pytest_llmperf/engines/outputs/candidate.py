@@ -20,7 +20,6 @@ from pytest_llmperf.engines.outputs.scoring import (
 )
 from pytest_llmperf.errors import UsageError
 
-
 LOOKED_AT_TWICE = 8
 """Prompts that are decoded freely and passed without a cache besides; each way costs a prefill."""
 

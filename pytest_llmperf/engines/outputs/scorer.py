@@ -29,7 +29,8 @@ class Scorer:
 
     `new_cache` makes a quantized KV cache, which teacher-forced passes then read the prompt from,
     as decoding does. `bounds` are None where the engine keeps its own. `one_by_one`: the loop takes
-    one sequence at a time. `compiled`: a new shape costs it a new graph. `writes`: this process writes files, and not another rank.
+    one sequence at a time. `compiled`: another shape is another graph. `writes`: this process
+    writes files, and not another rank.
     """
 
     model: Any

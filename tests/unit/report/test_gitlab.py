@@ -6,7 +6,7 @@ import json
 
 import pytest
 from hypothesis import given, settings
-from jsonschema import Draft202012Validator
+from jsonschema_rs import Draft202012Validator
 from support.hostile import ANY
 
 from pytest_llmperf.report.gitlab import document

@@ -162,9 +162,12 @@ def test_simulated_power():
     assert simulated.steps_found(-0.05, 0.02, 50, 50) >= 49
 
 
-def test_ten_thousand_runs_take_less_than_a_second():
-    """CPU time, of the fastest of three; the bar with room for a slow machine is one second."""
-    assert min(simulated.seconds_for(10_000) for _ in range(3)) <= 1.0
+def test_ten_times_the_runs_take_at_most_forty_times_as_long():
+    """CPU time, the fastest of three; in squares it were a hundred times. It is 18 times today."""
+    one_thousand, ten_thousand = (
+        min(simulated.seconds_for(n) for _ in range(3)) for n in (1_000, 10_000)
+    )
+    assert ten_thousand <= 40 * one_thousand
 
 
 @needs_series
