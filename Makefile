@@ -23,7 +23,7 @@ demo: $(VENV)/.demo  ## the main job: a real model under each strategy, measured
 LIGHT = tests/unit tests/plugin tests/docs tests/typed tests/test_architecture.py tests/test_packaging.py
 MEASURED = $(addprefix tests/contract/,server test_wrapped.py test_conformance.py test_cluster_real.py test_adapter_suite.py \
     test_adapters_real.py test_vllm_real.py test_vllm_lora_real.py)
-LOADED = $(filter-out $(MEASURED),$(sort $(wildcard tests/contract/test_*.py)))
+LOADED = $(filter-out $(MEASURED),$(sort $(wildcard tests/contract/test_*.py))) tests/faults tests/browser
 PROCESSES ?= 2
 PYTEST = $(VENV)/bin/pytest -q --durations=50
 
@@ -31,7 +31,7 @@ test: $(VENV)/.dev  ## every test
 	$(VENV)/bin/python tests/support/write_compiled.py
 	$(PYTEST) -n $(PROCESSES) --dist worksteal $(LIGHT)
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(PROCESSES) --dist loadfile $(LOADED)
-	$(PYTEST) $(MEASURED) tests/faults tests/browser tests/gpu
+	$(PYTEST) $(MEASURED) tests/gpu
 
 nightly: $(VENV)/.dev  ## every test, those that take minutes too
 	LLMPERF_NIGHTLY=1 $(MAKE) test

@@ -18,8 +18,8 @@ from pytest_llmperf.testing import check_engine
     [
         ("arch:tiny-llama", "fp32"),
         ("arch:tiny-llama", "bf16"),
-        ("arch:tiny-llama", "bf16-mixed"),
-        ("arch:tiny-llama", "fp32+static-cache"),
+        pytest.param("arch:tiny-llama", "bf16-mixed", marks=pytest.mark.nightly),
+        pytest.param("arch:tiny-llama", "fp32+static-cache", marks=pytest.mark.nightly),
         ("arch:tiny-falcon", "fp32"),
     ],
 )

@@ -55,6 +55,7 @@ def test_a_session_proves_that_decode_and_prefill_were_compiled():
     assert decode.compiled_share == 1.0
 
 
+@pytest.mark.nightly
 def test_compile_with_a_dynamic_cache_goes_through_generate():
     expected = GenerateLoop(tiny_llama(layers=1), plan(), 0).decode(batch(ROWS[:1]), 6).tokens
     model = tiny_llama(layers=1)

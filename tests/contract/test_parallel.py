@@ -64,7 +64,7 @@ def plan_of(strategy: str, *, model: str = "tiny-llama") -> LoadPlan:
 
 @contextmanager
 def ranks_of(plan: LoadPlan, logs: Path, fault: str = "") -> Iterator[Ranks]:
-    program = {"program": FAULTY} if fault else {}
+    program = {"program": FAULTY} if fault else {"fork_engine": "transformers"}
     env = {"OMP_NUM_THREADS": "1", "FAULT": fault}
     with WorkerGroup.start(
         ranks=plan.ranks,
@@ -240,7 +240,12 @@ def test_tensor_parallelism_by_other_code_is_not_in_effect(start: Start, strateg
 
 
 @pytest.mark.parametrize(
-    ("tied", "decoding"), [(False, ""), (True, ""), (False, "+static-cache+compile")]
+    ("tied", "decoding"),
+    [
+        (False, ""),
+        (True, ""),
+        pytest.param(False, "+static-cache+compile", marks=pytest.mark.nightly),
+    ],
 )
 def test_transformers_reads_a_checkpoint_by_its_own_plan(start: Start, tmp_path, tied, decoding):
     """Two ranks give the tokens of the whole model, with half of its bytes each."""

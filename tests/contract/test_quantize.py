@@ -250,6 +250,7 @@ def test_a_library_that_the_worker_lacks_is_named_before_the_weights_are_read(
         load(plan_of(part))
 
 
+@pytest.mark.nightly
 def test_compiled_decoding_reads_quantized_weights():
     """One graph, the same first token as eager decoding."""
     from pytest_llmperf.workloads import Decode
