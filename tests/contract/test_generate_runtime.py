@@ -226,7 +226,9 @@ def test_the_other_ranks_of_a_model_are_no_foreign_load_and_others_are(monkeypat
     """
     spent = {os.getpid(): 0.0, 7: 0.0, 8: 0.0}
     monkeypatch.setattr(
-        psutil, "Process", lambda pid: SimpleNamespace(cpu_times=lambda: Times(spent[pid], 0, 0, 0))
+        psutil,
+        "Process",
+        lambda pid: SimpleNamespace(cpu_times=lambda: Times(spent.get(pid, 0.0), 0, 0, 0)),
     )
     monkeypatch.setattr(psutil, "cpu_times", lambda **_: [Core(sum(spent.values()), 0, 0)])
     monkeypatch.setattr(telemetry, "own_cores", lambda *_: (0,))
