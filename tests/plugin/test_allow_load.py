@@ -118,6 +118,7 @@ def test_cpu_time(llm):
     result.stdout.fnmatch_lines(["*cpu_time_per_token could not be measured: *cpu=none*"])
 
 
+@pytest.mark.nightly
 @pytest.mark.own_process
 @pytest.mark.parametrize("others", [0.5, 0.55])
 def test_side_by_side_needs_no_option_where_load_hits_both_versions_alike(repo, run, others):

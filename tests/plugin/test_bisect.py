@@ -72,6 +72,7 @@ def test_commits_that_cannot_be_told_apart_are_named_as_a_range(repo):
     assert "\\n" not in done.stdout, "an escaped line break"
 
 
+@pytest.mark.nightly
 def test_a_bad_that_is_not_worse_is_nothing_to_look_for(repo):
     """PASS at once: exit code 4."""
     commits = history(repo, "10ms", "12ms", "10ms")

@@ -68,7 +68,13 @@ def test_with_a_broken_teardown(late):
 """
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["plain", "xdist"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param([], id="plain"),
+        pytest.param(["-n", "2"], id="xdist", marks=pytest.mark.nightly),
+    ],
+)
 def test_every_outcome_of_an_isolated_body_is_the_tests_own(body, workers):
     result = body(OUTCOMES, *workers)
     result.assert_outcomes(passed=1, failed=2, skipped=1, xfailed=1, errors=2)

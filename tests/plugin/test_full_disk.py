@@ -51,7 +51,13 @@ def session(folder, *arguments):
     )
 
 
-@pytest.mark.parametrize("xdist", [(), ("-n", "1")], ids=["plain", "xdist"])
+@pytest.mark.parametrize(
+    "xdist",
+    [
+        pytest.param((), id="plain"),
+        pytest.param(("-n", "1"), id="xdist", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_disk_full_for_store_and_spool_is_a_clear_error_and_keeps_what_came_before(
     project, pytester, xdist
 ):

@@ -230,6 +230,7 @@ def test_a_test_that_measures_nothing_any_more_is_not_green(project, run, sessio
     run("--llmperf-gate", "--llmperf-require-accepted").assert_outcomes(failed=1)
 
 
+@pytest.mark.nightly
 @pytest.mark.own_process
 def test_one_of_two_runs_that_is_gone_is_named(project, run):
     """The other is judged; a run that only changed is reported as what it is, once."""

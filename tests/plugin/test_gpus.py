@@ -183,6 +183,7 @@ def test_two_processes_with_one_gpu_take_turns(pytester, run):
     run("-n", "2", "--llmperf-gpus=1").assert_outcomes(passed=4)
 
 
+@pytest.mark.nightly
 def test_a_test_of_two_gpus_waits_for_both(pytester, run):
     """While tests of one GPU come and go."""
     both = (

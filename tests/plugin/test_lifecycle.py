@@ -154,6 +154,7 @@ def test_quality(llm, baseline):
     assert "itself" in result.stdout.str()
 
 
+@pytest.mark.nightly
 def test_a_callable_of_the_project_is_measured(project, run, lines):
     """llmperf.measure: rate and latency.
 

@@ -194,7 +194,6 @@ def test_skipped(llm):
 """
 
 
-@pytest.mark.by_day_with_xdist
 def test_expected_failures_have_outcomes_of_their_own(project, run_both, lines):
     """XFAIL and XPASS in the table and by their reasons.
 

@@ -55,6 +55,7 @@ def test_a_false_property_of_token_ids_shows_the_one_id_that_breaks_it(project, 
     done.stdout.fnmatch_lines(["*Draw 1: (7,)*"])
 
 
+@pytest.mark.nightly
 def test_special_ids_are_never_drawn(project, run):
     """The scripted model's id 0 is one."""
     project(IMPORTS + OF_IDS, script="vocab=5,fp16/astray=0")
@@ -84,6 +85,7 @@ def test_once():
     run().assert_outcomes(passed=2)
 
 
+@pytest.mark.nightly
 def test_hypothesis_own_given_works_with_its_own_settings(project, run):
     """The strategies are ordinary ones."""
     project(

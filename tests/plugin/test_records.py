@@ -31,7 +31,6 @@ def test_a_run_is_recorded_with_the_hand_computed_numbers(project, run_both, lin
     assert [c["outcome"] for c in record["claims"]] == ["PASS"]
 
 
-@pytest.mark.by_day_with_xdist
 def test_a_run_is_one_line_and_a_session_overwrites_unless_it_appends(project, run_both, pytester):
     """As every option that names a file; with the outcome, also of a test that fails late."""
     project(

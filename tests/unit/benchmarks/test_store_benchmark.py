@@ -5,6 +5,7 @@ Writers at the same time lose and double nothing.
 
 from __future__ import annotations
 
+import pytest
 import store as benchmark
 from support.history_records import metric, record
 
@@ -24,6 +25,7 @@ def test_a_filled_store_is_a_history(url, tmp_path):
         benchmark._decide(store, MODEL)
 
 
+@pytest.mark.nightly
 def test_writers_at_the_same_time_are_counted(url, tmp_path):
     """Three processes, 20 runs each: the bar is met; with one run fewer wanted it would not be."""
     row = benchmark.together(url, tmp_path, MODEL, 3, 20)

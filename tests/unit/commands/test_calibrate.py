@@ -326,6 +326,7 @@ def test_floors_are_measured_reported_and_written_with_their_provenance(project,
     assert entry["test"] == record("x").test
 
 
+@pytest.mark.nightly
 def test_more_sessions_are_run_for_more_pairs_up_to_twice(project, measured):
     """Five pairs a session: 100 need twenty; a thousand cannot be had."""
     calibrate("--pairs", "100", "--dry-run", "--", "t.py")

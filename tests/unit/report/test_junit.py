@@ -68,7 +68,7 @@ def test_no_name_is_there_twice():
     assert len({name for name, _ in found}) == len(found)
 
 
-@pytest.fixture(params=["plain", "xdist"])
+@pytest.fixture(params=["plain", pytest.param("xdist", marks=pytest.mark.nightly)])
 def parsed(request, pytester, monkeypatch):
     """The file that pytest writes of PROJECT, read back: test name -> its case."""
     monkeypatch.setenv("LLMPERF_CACHE", str(pytester.path / "cache"))

@@ -194,6 +194,7 @@ def test_a_change_of_ten_percent_that_stays_is_found_at_once():
     assert stayed.last_passed == 0
 
 
+@pytest.mark.nightly
 def test_a_gate_that_forgets_loses_the_change():
     """Negative control: undecided sessions let into the accepted ones.
 
