@@ -145,7 +145,7 @@ def verdict(records: Path) -> str:
     if not compared:
         return "nothing was compared"
     metric = compared[-1]["extra"]["against"]["metrics"]["throughput"]
-    low, high = (f"{end:.3f}" for end in (metric["ratio"] or [1, 1, 1])[1:])
+    low, high = (f"{float(end):.3f}" for end in (metric["ratio"] or [1, 1, 1])[1:])
     apart = metric["processes"]["apart"] or 0.0
     n_again = len(metric["again_pairs"])
     return (
