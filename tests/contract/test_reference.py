@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.generating import loaded, tiny_llama
 
+from pytest_llmperf.engines.outputs.inputs import first_rows, left_padded
+from pytest_llmperf.engines.outputs.scorer import Scorer
 from pytest_llmperf.engines.outputs.scoring import rank_of, same_top, score, ulp
 from pytest_llmperf.engines.transformers import TransformersModel
 from pytest_llmperf.engines.transformers.compiling import CompileOptions
 from pytest_llmperf.engines.transformers.generate import GenerateLoop
+from pytest_llmperf.engines.transformers.runner import Runner
 from pytest_llmperf.errors import UsageError, WorkerError
 from pytest_llmperf.workloads import PromptSet
 
@@ -130,6 +133,33 @@ def test_a_loop_that_decodes_other_tokens_than_its_logits_say_is_seen_in_the_fir
         p.candidate_rank_in_reference > 0 and p.reference_rank_in_candidate == 0
         for p in compared[:5]
     )
+
+
+@pytest.mark.parametrize(("mode", "rows"), [(None, 8), ("default", 16)])
+def test_of_a_wide_batch_eight_prompts_are_decoded_freely_and_all_by_a_compiled_loop(
+    reference, monkeypatch, mode, rows
+):
+    """Another number of rows would cost a compiled loop another graph."""
+    free, asked = Scorer.free, []
+
+    def spy(self, batch, new_tokens):
+        asked.append(batch.lengths)
+        return free(self, batch, new_tokens)
+
+    monkeypatch.setattr(Scorer, "free", spy)
+    monkeypatch.setattr(Runner, "compile_mode", mode)
+    compared = TransformersModel(loaded(tiny_llama())).compare_reference(reference, 16)
+    assert asked == [(32,) * rows]
+    assert [len(p.reprefill_kl) for p in compared] == [12] * 8 + [0] * 8
+    assert all(p.first_divergence is None for p in compared)
+
+
+def test_the_first_rows_of_a_padded_batch_keep_their_padding():
+    """As wide as the batch was, also where none of the chosen rows needs it."""
+    batch = left_padded([[5], [6, 7, 8]], 0, torch.device("cpu"))
+    one = first_rows(batch, 1)
+    assert (one.ids.tolist(), one.mask.tolist(), one.lengths) == ([[0, 0, 5]], [[0, 0, 1]], (1,))
+    assert first_rows(batch, 2) is batch
 
 
 def _same_token_for_ever(model):
