@@ -12,8 +12,9 @@ from support.generating import loaded, tiny_llama
 from pytest_llmperf.core.agreement.agreement import Agreement
 from pytest_llmperf.core.agreement.rules import parse_rule
 from pytest_llmperf.engines.outputs.bounds import Bounds
-from pytest_llmperf.engines.outputs.inputs import tokenise
+from pytest_llmperf.engines.outputs.inputs import left_padded, tokenise
 from pytest_llmperf.engines.outputs.reference import LONG_NEW_TOKENS, Questions, batches
+from pytest_llmperf.engines.outputs.rounding import Rounded, rounded
 from pytest_llmperf.engines.transformers import TransformersModel
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.workloads import PromptSet
@@ -111,6 +112,19 @@ def test_figures_by_part_show_what_is_broken_in_long_texts_alone(tmp_path):
     assert float(parts["long"].kl) > 1e-4
     assert not seen["broken"].ok
     assert "(long)" in seen["broken"].reasons[0]
+
+
+def test_masks_of_padding_stay_finite_when_they_are_rounded():
+    """Attention that adds a mask of float32's least number gives a padded row no NaN."""
+    model = loaded(tiny_llama())
+    model.model.set_attn_implementation("eager")
+    batch = left_padded([[5], [6, 7, 8, 9]], 0, torch.device("cpu"))
+    with Rounded(), torch.no_grad():
+        logits = model.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+    assert torch.isfinite(logits).all()
+    least = torch.tensor(torch.finfo(torch.float32).min)
+    assert rounded(least) == torch.finfo(torch.bfloat16).min
+    assert least.to(torch.bfloat16).isinf(), "the control: plain rounding gives no number"
 
 
 def test_the_noise_of_bf16_that_a_reference_measures_is_that_of_a_model_in_bf16(tmp_path):

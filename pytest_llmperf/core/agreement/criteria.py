@@ -21,6 +21,8 @@ FINEST_KL_NATS, FINEST_SQNR_DB = 1e-6, 70.0
 PROMPT_MARGIN = 4.0
 """How many times more a single prompt may diverge than all of them do on average."""
 _STANDARD_ERRORS = 4.0
+_LARGEST_CHANCE = math.log(2)
+"""Of the logarithm of a ratio of perplexities; what is farther off is not for want of tokens."""
 _EPSILON = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 """Relative rounding of a dtype; the power of the noise goes with its square."""
 
@@ -106,14 +108,16 @@ def _containment(agreement: Compared, k: float, horizon: float) -> str | None:
 def _perplexity(agreement: Compared, limit: float, two_sided: float) -> str | None:
     """Hold the ratio from above, or from both sides.
 
-    With two sides, what four standard errors of so few tokens make is no change.
+    With two sides, what four standard errors of so few tokens make is no change; twice the
+    perplexity is one on any number of tokens.
     """
     ratio = float(agreement.perplexity_ratio)
     if not two_sided:
         allowed = ratio <= limit
         return None if allowed else f"perplexity({limit:g}): {ratio:.4g}x that of the reference"
-    widest = max(math.log(limit), _STANDARD_ERRORS * _error_of_log_ratio(agreement))
-    if math.exp(-widest) <= ratio <= math.exp(widest):
+    chance = min(_STANDARD_ERRORS * _error_of_log_ratio(agreement), _LARGEST_CHANCE)
+    widest = max(math.log(limit), chance)
+    if 0 < ratio < math.inf and abs(math.log(ratio)) <= widest:
         return None
     return (
         f"perplexity({limit:g}, two_sided): {ratio:.4g}x that of the reference, "

@@ -71,9 +71,14 @@ class Rounded(TorchFunctionMode):
 
 
 def rounded(value: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """Return a float32 tensor with the values of `dtype`, and anything else as it is."""
+    """Return a float32 tensor with the values of `dtype`, and anything else as it is.
+
+    What is larger than `dtype` has numbers for is its largest number. A mask of float32's least
+    number would be minus infinity otherwise, and a row of it, which padding has, NaN.
+    """
     if isinstance(value, Tensor) and value.dtype == torch.float32:
-        return value.to(dtype).to(torch.float32)
+        limit = torch.finfo(dtype).max
+        return value.clamp(-limit, limit).to(dtype).to(torch.float32)
     return value
 
 

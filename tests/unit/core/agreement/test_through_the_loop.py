@@ -176,6 +176,14 @@ def test_a_perplexity_that_must_not_change_has_two_sides():
     assert str(parse_rule("perplexity(1.01)")) == "perplexity(1.01)"
 
 
+def test_tokens_that_are_beyond_all_chance_break_the_perplexity_and_not_the_program():
+    """One token for ever has log-probabilities of -10,000, and a standard error to match."""
+    far = [prompt(), prompt(candidate_logprob=(-10_000.0,) * N)]
+    held = agreement(far, rule="perplexity(1.01, two_sided)")
+    assert not held.ok
+    assert "at most 2x either way on so many tokens" in " ".join(held.reasons)
+
+
 def test_kl_and_prefix_are_criteria_by_name():
     """Each is broken by what it is for."""
     assert not agreement([prompt(kl=(0.01,) * N)], rule="kl(0.005)").ok
