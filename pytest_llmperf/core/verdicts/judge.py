@@ -273,7 +273,7 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
         name=a.name if a.name == b.name else f"{a.name}/{b.name}",
         value=math.exp(log.center),
         low=math.exp(log.low),
-        high=math.exp(log.high),
+        high=stats.exp_or_inf(log.high),
         n=log.n,
         unit="x",
         direction=a.direction,

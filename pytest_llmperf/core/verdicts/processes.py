@@ -150,7 +150,7 @@ def center_interval(
     estimates = [_over_processes(logs, processes, level) for level in (median, fmean)]
     ends = [estimate.interval(confidence) for estimate in estimates]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
-    return min(middle, _exp(low)), max(middle, _exp(high))
+    return min(middle, stats.exp_or_inf(low)), max(middle, stats.exp_or_inf(high))
 
 
 def widened(
@@ -291,9 +291,5 @@ def _moved(value: float, interval: stats.Interval, reach: float) -> stats.Interv
     if low > 0:
         low = value * math.exp(-math.hypot(math.log(value / low), reach))
     if math.isfinite(high):
-        high = value * _exp(math.hypot(math.log(high / value), reach))
+        high = value * stats.exp_or_inf(math.hypot(math.log(high / value), reach))
     return low, high
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < stats.MAX_EXPONENT else math.inf

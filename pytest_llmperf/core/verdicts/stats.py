@@ -195,7 +195,7 @@ def center_interval(xs: Sequence[float], confidence: float = CONFIDENCE) -> Inte
     # Equal samples have their own value, without the rounding of exp(log(x)).
     if logs is None or min(xs) == max(xs):
         return middle, middle
-    return min(middle, math.exp(logs[0])), max(middle, _exp(logs[1]))
+    return min(middle, math.exp(logs[0])), max(middle, exp_or_inf(logs[1]))
 
 
 def log_ratio_interval(
@@ -315,5 +315,6 @@ def smallest_visible_change(half_width: float) -> float:
     return math.expm1(half_width) if half_width < MAX_EXPONENT else math.inf
 
 
-def _exp(x: float) -> float:
+def exp_or_inf(x: float) -> float:
+    """Return e to the power of `x`, and infinity where a double has no number for it."""
     return math.exp(x) if x < MAX_EXPONENT else math.inf
