@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import preloaded
 from support.repository import TESTS, Repository
 from support.scripted_project import HEADER
 from support.stored_sessions import TWO, earlier, of_project
@@ -23,8 +24,9 @@ from support.written_records import VALIDATOR, written
 
 from pytest_llmperf.core import record_json
 from pytest_llmperf.core.record import Record
-from pytest_llmperf.gate import gate  # noqa: F401 - else each session in this process has its own
 from pytest_llmperf.history.store import Store, open_store
+
+preloaded.import_all()
 
 Run = Callable[..., pytest.RunResult]
 PLAIN = ("-p", "no:cacheprovider")
