@@ -175,7 +175,7 @@ def measured(name: str, strategy: str, device: str) -> list[tuple[str, float, fl
     hand = None if row is None else by_hand(row.model_type, row.config, positions)
     is_plain = plan.quantization is None and plan.weights_dtype in {"bfloat16", "float16"}
     plain = hand if is_plain else None
-    copy, rate = ceilings.copy_bytes_per_s, ceilings.matmul_flop_per_s[step.compute_dtype]
+    bandwidth, rate = ceilings.bytes_per_s, ceilings.matmul_flop_per_s[step.compute_dtype]
     model.close()
     gc.collect()
     return [
@@ -185,7 +185,7 @@ def measured(name: str, strategy: str, device: str) -> list[tuple[str, float, fl
         ("cache of a step, B", step.cache_bytes(request), plain and plain.cache),
         ("FLOPs of a step", step.step_flops(request), hand and hand.flops),
         ("TPOT, ms", tpot_s * 1e3, None),
-        ("MBU", moved / tpot_s / copy, plain and _hand_bytes(plain) / tpot_s / copy),
+        ("MBU", moved / tpot_s / bandwidth, plain and _hand_bytes(plain) / tpot_s / bandwidth),
         ("MFU", step.step_flops(request) / tpot_s / rate, hand and hand.flops / tpot_s / rate),
     ]
 

@@ -5,8 +5,8 @@
 
 Each session is `pytest --llmperf-against=HEAD` in a project of its own, by turns with equal trees
 and with a working tree that is slower: on a GPU each layer reads 5.2 % more weights that are zero;
-on a CPU, eager, the model waits 5 % longer after each forward pass. The GPU's model is few and wide
-layers, so that the GPU and not the host decides the speed of eager decoding too. The lines name the
+on a CPU, eager, the model waits 5 % longer after each forward pass. The GPU's model is one wide
+layer, so that the GPU and not the host decides the speed of eager decoding too. The lines name the
 verdict, the interval and the pairs; the records of all sessions are in `--out`.
 """
 
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 STRATEGIES = {
     "eager": "bf16",
@@ -29,9 +30,9 @@ STRATEGIES = {
 
 SIZES = {
     "cpu": {"layers": 6, "hidden": 2048, "width": 8192, "more": 576, "heads": 16},
-    "cuda": {"layers": 4, "hidden": 12288, "width": 49152, "more": 3392, "heads": 96},
+    "cuda": {"layers": 1, "hidden": 16384, "width": 65536, "more": 4544, "heads": 128},
 }
-"""The model of each kind of device: 0.8 GB, and 19 GB."""
+"""The model of each kind of device: 0.8 GB, and 8.7 GB."""
 
 _MODEL = '''"""A Llama whose slower version gives the same outputs."""
 
@@ -100,8 +101,9 @@ _TEST = """import pytest
 from pytest_llmperf import Decode
 
 
+@pytest.mark.parametrize("number", range({tests}))
 @pytest.mark.llmperf(model="layers:build", strategies=["{strategy}"], device="{device}")
-def test_decode(llm):
+def test_decode(llm, number):
     llm.run(Decode(batch=1, prompt_tokens=8, new_tokens={new_tokens}))
 """
 
@@ -112,7 +114,12 @@ def make_project(folder: Path, options: argparse.Namespace) -> None:
     kind_of_device = options.device.partition(":")[0]
     widened = options.kind == "compiled" or kind_of_device == "cuda"
     model = _MODEL.format(widened=widened, device=options.device, **SIZES[kind_of_device])
-    test = _TEST.format(strategy=strategy, device=options.device, new_tokens=options.new_tokens)
+    test = _TEST.format(
+        strategy=strategy,
+        device=options.device,
+        new_tokens=options.new_tokens,
+        tests=options.tests,
+    )
     files = {
         "layers.py": model,
         "test_decode.py": test,
@@ -147,19 +154,24 @@ def run_session(
     return time.monotonic() - began_s, ended
 
 
-def verdict(records: Path) -> str:
-    """Return what the last record of a session says of the comparison, in a line."""
+def verdicts(records: Path) -> list[str]:
+    """Return what a session's records say of each comparison, in a line."""
     lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
-    compared = [json.loads(line) for line in lines if '"against"' in line]
-    if not compared:
-        return "nothing was compared"
-    metric = compared[-1]["extra"]["against"]["metrics"]["throughput"]
+    compared = {
+        row["test"]: row for line in lines if '"against"' in line for row in [json.loads(line)]
+    }
+    return list(map(_verdict, compared.values())) or ["nothing was compared"]
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    against = record["extra"]["against"]
+    metric = against["metrics"]["throughput"]
     low, high = (f"{float(end):.3f}" for end in (metric["ratio"] or [1, 1, 1])[1:])
     apart = metric["processes"]["apart"] or 0.0
     n_again = len(metric["again_pairs"])
     return (
         f"{metric['outcome']} [{low}, {high}], {len(metric['pairs'])} pairs and {n_again} again, "
-        f"processes {apart:.1%} apart"
+        f"processes {apart:.1%} apart, {against['took_s']:.0f} s"
     )
 
 
@@ -169,6 +181,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=STRATEGIES, default="eager")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("-n", type=int, default=5, help="sessions of each of the two")
+    parser.add_argument("--tests", type=int, default=1, help="equal tests of a session")
     parser.add_argument("--new-tokens", type=int, default=100)
     parser.add_argument("--budget", type=float, default=150.0, help="--llmperf-against-budget")
     parser.add_argument("--limit-s", type=float, default=3600.0, help="begin no session after it")
@@ -188,7 +201,9 @@ def main() -> None:
             took_s, ended = run_session(project, records, options)
             records.with_suffix(".txt").write_text(ended.stdout + ended.stderr)
             trees = "5 % slower" if slower else "equal"
-            print(f"{options.kind}, {trees}: {verdict(records)}, {took_s:.0f} s", flush=True)
+            for line in verdicts(records):
+                print(f"{options.kind}, {trees}: {line}", flush=True)
+            print(f"the session took {took_s:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -140,15 +140,38 @@ class EnergyReading(Struct, frozen=True, kw_only=True):
 class Ceilings(Struct, frozen=True, kw_only=True):
     """What this device reached in our own micro-benchmarks, the denominators of MBU and MFU.
 
+    A copy reads and writes; `read_bytes_per_s` is of a sum that reads alone, and 0 where it was not
+    measured. Decoding reads nearly all that it moves, so that MBU's denominator is the faster one.
     `disturbed` says what else the device did meanwhile, or why they cannot be true: such ceilings
     are not kept for later sessions.
     """
 
     device: str
     copy_bytes_per_s: float
+    read_bytes_per_s: float = 0.0
     matmul_flop_per_s: dict[str, float]
     measured_at: str = ""
     disturbed: str = ""
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The faster of a copy and of a read, in bytes a second."""
+        return max(self.copy_bytes_per_s, self.read_bytes_per_s)
+
+
+def ceilings_together(ceilings: Sequence[Ceilings]) -> Ceilings:
+    """Return what several devices reach together: the sums of one or more."""
+    rates = {
+        dtype: sum(ceiling.matmul_flop_per_s[dtype] for ceiling in ceilings)
+        for dtype in ceilings[0].matmul_flop_per_s
+    }
+    return replace(
+        ceilings[0],
+        copy_bytes_per_s=sum(ceiling.copy_bytes_per_s for ceiling in ceilings),
+        read_bytes_per_s=sum(ceiling.read_bytes_per_s for ceiling in ceilings),
+        matmul_flop_per_s=rates,
+        disturbed=next((ceiling.disturbed for ceiling in ceilings if ceiling.disturbed), ""),
+    )
 
 
 class Window(Struct, frozen=True, kw_only=True):

@@ -83,7 +83,7 @@ class LoadedModel(Protocol):
         """Read the energy over repetitions that last at least `seconds`."""
 
     def ceilings(self, dtypes: tuple[str, ...], /) -> Ceilings | None:
-        """Measure the copy bandwidth (bytes read + written a second) and the matmul rates."""
+        """Measure the bandwidths (bytes a second, of a copy and of a read) and the matmul rates."""
 
     def close(self) -> None:
         """Free everything. The worker exits afterwards."""

@@ -1,4 +1,4 @@
-"""What a device reaches in a plain copy and in dense products: the denominators of MBU and MFU.
+"""What a device reaches in a copy, a sum and dense products: the denominators of MBU and MFU.
 
 On a CPU the time is that of the calling thread on its core, so that waiting for other programs does
 not count. A device that others used meanwhile, or a rate that no device has, is named.
@@ -55,23 +55,25 @@ class Timed:
 
 
 def measure_ceilings(runtime: DeviceRuntime, dtypes: tuple[str, ...]) -> Ceilings:
-    """Measure what this device reaches in a plain copy and in dense square products.
+    """Measure what this device reaches in a plain copy, in a sum and in dense square products.
 
     It takes about 3 s on a CPU, less on a GPU. `disturbed` says whether others used the device.
     """
     watch = runtime.watch()
     watch.start()
-    copy = _timed_copy(runtime)
+    copy, read = _timed_copy(runtime), _timed_read(runtime)
     rates = {name: matmul_flop_per_s(runtime, getattr(torch, name)) for name in dtypes}
     telemetry = watch.finish()
-    copied = 2 * COPY_BUFFER_BYTES[runtime.device.type] / copy.seconds
+    buffer_bytes = COPY_BUFFER_BYTES[runtime.device.type]
+    copied, summed = 2 * buffer_bytes / copy.seconds, buffer_bytes / read.seconds
     return Ceilings(
         device=runtime.name(),
         copy_bytes_per_s=copied,
+        read_bytes_per_s=summed,
         matmul_flop_per_s=rates,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         disturbed=disturbance(telemetry.marks, copy.on_core)
-        or implausible(runtime.device.type, copied, rates.values()),
+        or implausible(runtime.device.type, max(copied, summed), rates.values()),
     )
 
 
@@ -83,12 +85,12 @@ def disturbance(marks: Iterable[Mark], on_core: float) -> str:
     return "; ".join(details)
 
 
-def implausible(kind: str, copied: float, rates: Iterable[float]) -> str:
+def implausible(kind: str, moved: float, rates: Iterable[float]) -> str:
     """Say which rate is out of the bounds of any device; empty for none. Pure.
 
-    `copied` is in bytes a second, `rates` in FLOP a second.
+    `moved` is in bytes a second, `rates` in FLOP a second.
     """
-    readings = [("a copy", "B/s", copied, COPY_BOUNDS[kind])]
+    readings = [("a copy or a sum", "B/s", moved, COPY_BOUNDS[kind])]
     readings += [("a product", "FLOP/s", rate, MATMUL_BOUNDS[kind]) for rate in rates]
     for work, unit, rate, (low, high) in readings:
         if not low <= rate <= high:
@@ -109,6 +111,14 @@ def _timed_copy(runtime: DeviceRuntime) -> Timed:
     source = torch.ones(COPY_BUFFER_BYTES[kind], dtype=torch.uint8, device=runtime.device)
     target = torch.zeros_like(source)
     return _timed(runtime, lambda: target.copy_(source), COPY_REPEATS[kind])
+
+
+def _timed_read(runtime: DeviceRuntime) -> Timed:
+    """Time the sum of a buffer of integers of 64 bits: the fastest read of torch's that we know."""
+    kind = runtime.device.type
+    numbers = COPY_BUFFER_BYTES[kind] // torch.int64.itemsize
+    source = torch.ones(numbers, dtype=torch.int64, device=runtime.device)
+    return _timed(runtime, source.sum, COPY_REPEATS[kind])
 
 
 def matmul_flop_per_s(runtime: DeviceRuntime, dtype: torch.dtype) -> float:

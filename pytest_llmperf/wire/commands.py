@@ -90,7 +90,7 @@ class ReadEnergy(Command[EnergyRead], frozen=True, kw_only=True, tag=True):
 
 
 class MeasureCeilings(Command[CeilingsRead], frozen=True, kw_only=True, tag=True):
-    """Measure the copy bandwidth and the matmul rate of the device.
+    """Measure the bandwidth and the matmul rate of the device.
 
     The session caches the answer per device.
     """

@@ -27,6 +27,7 @@ from pytest_llmperf.core.trace import (
     MemoryGauges,
     StepCost,
     added_up,
+    ceilings_together,
 )
 from pytest_llmperf.errors import RanksDisagree
 from pytest_llmperf.wire.commands import Command, R
@@ -357,17 +358,7 @@ def _ceilings(results: Sequence[Any], _plan: LoadPlan) -> Result:
     ceilings: list[Ceilings] = [rank.ceilings for rank in results if rank.ceilings is not None]
     if len(ceilings) < len(results):
         return CeilingsRead(ceilings=None)
-    rates = {
-        dtype: sum(ceiling.matmul_flop_per_s[dtype] for ceiling in ceilings)
-        for dtype in ceilings[0].matmul_flop_per_s
-    }
-    copied = sum(ceiling.copy_bytes_per_s for ceiling in ceilings)
-    disturbed = "".join([ceiling.disturbed for ceiling in ceilings if ceiling.disturbed][:1])
-    return CeilingsRead(
-        ceilings=structs.replace(
-            ceilings[0], copy_bytes_per_s=copied, matmul_flop_per_s=rates, disturbed=disturbed
-        )
-    )
+    return CeilingsRead(ceilings=ceilings_together(ceilings))
 
 
 def _collectives(results: Sequence[Any], _plan: LoadPlan) -> Result:

@@ -77,6 +77,7 @@ def test_gauges_of_a_cpu_say_why_one_is_missing():
 def test_ceilings_are_plausible_and_one_a_dtype():
     ceilings = measure_ceilings(CPU, ("float32", "bfloat16"))
     assert 1e9 < ceilings.copy_bytes_per_s < 2e12
+    assert 1e9 < ceilings.read_bytes_per_s < 2e12
     assert set(ceilings.matmul_flop_per_s) == {"float32", "bfloat16"}
     assert all(1e8 < rate < 1e14 for rate in ceilings.matmul_flop_per_s.values())
     assert ceilings.device == CPU.name()

@@ -27,7 +27,7 @@ def device_use(
         return not_measurable(NAMES, "this engine does not tell what a step moves")
     if ceilings is None:
         return not_measurable(NAMES, "the ceilings of this device were not measured")
-    bandwidth = _bandwidth_use(repetitions, step, ceilings.copy_bytes_per_s, origin)
+    bandwidth = _bandwidth_use(repetitions, step, ceilings.bytes_per_s, origin)
     flop_per_s = ceilings.matmul_flop_per_s.get(step.compute_dtype)
     if flop_per_s:
         arithmetic = _arithmetic_use(repetitions, step, flop_per_s, origin)
@@ -40,12 +40,12 @@ def device_use(
 
 
 def _bandwidth_use(
-    repetitions: Sequence[Repetition], step: StepCost, copy_bytes_per_s: float, origin: Origin
+    repetitions: Sequence[Repetition], step: StepCost, ceiling_bytes_per_s: float, origin: Origin
 ) -> Quantity:
     if not all(repetition.decodes for repetition in repetitions):
         return NotMeasurable("mbu", "there is no decode step")
     samples = [
-        _step_bytes(repetition, step) / _step_s(repetition) / copy_bytes_per_s
+        _step_bytes(repetition, step) / _step_s(repetition) / ceiling_bytes_per_s
         for repetition in repetitions
     ]
     return sampled("mbu", samples, origin)
@@ -110,7 +110,14 @@ def _impossible_text(name: str, share: float, ceilings: Ceilings) -> str:
     beside = f", beside others: {ceilings.disturbed}" if ceilings.disturbed else ""
     return (
         f"{name} is {share:.3g}, and no run uses more than all of a device. Its ceilings were "
-        f"measured{when}{beside}: {ceilings.copy_bytes_per_s / 1e9:.3g} GB/s of a copy, {rates}. "
+        f"measured{when}{beside}: {_bandwidths_text(ceilings)}, {rates}. "
         "They are measured again by the next run. Where it is so again, the weights fit into a "
         "cache of the device: take a larger model, or assert on times."
     )
+
+
+def _bandwidths_text(ceilings: Ceilings) -> str:
+    copied = f"{ceilings.copy_bytes_per_s / 1e9:.3g} GB/s of a copy"
+    if not ceilings.read_bytes_per_s:
+        return copied
+    return f"{copied}, {ceilings.read_bytes_per_s / 1e9:.3g} GB/s of a sum"

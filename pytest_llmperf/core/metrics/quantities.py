@@ -153,9 +153,9 @@ _USE = (
         "mbu",
         "1",
         "higher",
-        "mbu/2",
+        "mbu/3",
         "(bytes of the weights that a decode step uses, of the KV that it sees and of its states) "
-        "/ time of a step / measured copy bandwidth",
+        "/ time of a step / measured bandwidth",
     ),
     _row(
         "mfu",

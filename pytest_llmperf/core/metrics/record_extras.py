@@ -27,6 +27,7 @@ def ceilings(measured: Ceilings | None, step: StepCost | None) -> dict[str, Any]
     return {
         "ceilings": {
             "copy_bytes_per_s": measured.copy_bytes_per_s,
+            "bytes_per_s": measured.bytes_per_s,
             "flop_per_s": flop_per_s,
             "dtype": step.compute_dtype,
             "device": measured.device,

@@ -128,7 +128,7 @@ class VllmModel:
         return measure_energy(self._runtime, seconds, repeat)
 
     def ceilings(self, dtypes: tuple[str, ...]) -> Ceilings:
-        """Measure the copy bandwidth and the matmul rates of this device."""
+        """Measure the bandwidth and the matmul rates of this device."""
         return measure_ceilings(self._runtime, dtypes)
 
     def make_reference(

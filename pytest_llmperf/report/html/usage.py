@@ -66,7 +66,7 @@ def _use(runs: Sequence[Record]) -> list[Block]:
     bars = Figure(
         chart="shares",
         title="MBU and MFU",
-        alt=f"Shares of the measured copy bandwidth and matmul rate: {_shares_text(runs)}.",
+        alt=f"Shares of the measured bandwidth and matmul rate: {_shares_text(runs)}.",
         data={"rows": list(map(_shares_data, measured))},
         note=_OVER if _is_over_ceiling(runs) else "",
     )
@@ -145,7 +145,9 @@ def _place(run: Record) -> _Place | None:
     ceilings = run.extra.get("ceilings")
     if not isinstance(ceilings, dict) or not mbu or not mfu:
         return None
-    roof_flop_per_s, roof_bytes_per_s = ceilings["flop_per_s"], ceilings["copy_bytes_per_s"]
+    roof_flop_per_s: float = ceilings["flop_per_s"]
+    # Before mbu/3 the roof was the bandwidth of a copy.
+    roof_bytes_per_s: float = ceilings.get("bytes_per_s") or ceilings["copy_bytes_per_s"]
     flop_per_s, bytes_per_s = mfu * roof_flop_per_s, mbu * roof_bytes_per_s
     return _Place(
         name=strategy_name(run),

@@ -278,13 +278,14 @@ def test_a_history_shows_changes_acceptances_and_moves():
     )
 
 
-def test_ranks_and_ceilings_are_shown_where_they_were_recorded():
+@pytest.mark.parametrize(("bandwidth", "intensity"), [({}, 2.0), ({"bytes_per_s": 2e12}, 1.0)])
+def test_ranks_and_ceilings_are_shown_where_they_were_recorded(bandwidth, intensity):
     """Memory of each rank as bars and a table; the roofline from the shares and the ceilings."""
     ranks = [
         {"weights": 4 * 10**9, "peak": 5 * 10**9},
         {"weights": 3 * 10**9, "peak": None, "reasons": {"peak": "no allocator"}},
     ]
-    ceilings = {"copy_bytes_per_s": 1e12, "flop_per_s": 1e14, "dtype": "bfloat16"}
+    ceilings = {"copy_bytes_per_s": 1e12, "flop_per_s": 1e14, "dtype": "bfloat16"} | bandwidth
     metrics = (metric(), metric("mbu", 0.5, "1"), metric("mfu", 0.01, "1"))
     text = build(
         content(record("a", metrics=metrics, extra={"memory_ranks": ranks, "ceilings": ceilings}))
@@ -293,7 +294,7 @@ def test_ranks_and_ceilings_are_shown_where_they_were_recorded():
         json.loads(body) for a, body in Parsed(text).scripts if a.get("type") and "points" in body
     ]
     intensities = {figure["points"][0]["x"] for figure in data}
-    assert intensities == {2.0}  # 0.01 x 1e14 FLOP/s over 0.5 x 1e12 B/s
+    assert intensities == {intensity}  # 0.01 x 1e14 FLOP/s over 0.5 x 1e12 B/s, or x 2e12
     assert "no allocator" in text
     assert "not recorded with these runs" in build(content(record("a", metrics=metrics)))
 

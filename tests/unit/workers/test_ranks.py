@@ -308,10 +308,16 @@ def test_joules_of_all_devices_and_of_a_shared_counter_once(strategy, device, jo
 def test_ceilings_are_those_of_the_devices_together():
     """Two devices move twice the bytes."""
     one = CeilingsRead(
-        ceilings=Ceilings(device="d", copy_bytes_per_s=5.0, matmul_flop_per_s={"float32": 7.0})
+        ceilings=Ceilings(
+            device="d",
+            copy_bytes_per_s=5.0,
+            read_bytes_per_s=6.0,
+            matmul_flop_per_s={"float32": 7.0},
+        )
     )
     found = merged([one, one], plan_of("tp2")).ceilings
-    assert (found.copy_bytes_per_s, found.matmul_flop_per_s) == (10.0, {"float32": 14.0})
+    assert (found.copy_bytes_per_s, found.bytes_per_s) == (10.0, 12.0)
+    assert found.matmul_flop_per_s == {"float32": 14.0}
     assert merged([one, CeilingsRead(ceilings=None)], plan_of("tp2")).ceilings is None
 
 

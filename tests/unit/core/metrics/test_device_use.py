@@ -73,12 +73,25 @@ def test_keys_made_anew_from_latents_count_for_every_earlier_position():
     assert float(found.prefill_mfu) == float(run(*FOUR).prefill_mfu)
 
 
+def test_the_denominator_is_the_faster_one_of_a_copy_and_of_a_read():
+    """A step reads and hardly writes: a copy, which does both, is slower on most devices."""
+    by_copy = float(run(*FOUR, ceilings=CEILINGS).mbu)
+    faster = structs.replace(CEILINGS, read_bytes_per_s=2e6)
+    slower = structs.replace(CEILINGS, read_bytes_per_s=5e5)
+    assert float(run(*FOUR, ceilings=faster).mbu) == pytest.approx(by_copy / 2)
+    assert float(run(*FOUR, ceilings=slower).mbu) == by_copy
+
+
 @pytest.mark.parametrize(
     ("ceilings", "named"),
     [
         (
             structs.replace(CEILINGS, copy_bytes_per_s=5e4),
-            r"^mbu is 1\.61, .* 5e-05 GB/s of a copy",
+            r"^mbu is 1\.61, .* 5e-05 GB/s of a copy, [^G]* TFLOP",
+        ),
+        (
+            structs.replace(CEILINGS, copy_bytes_per_s=5e4, read_bytes_per_s=6e4),
+            r"^mbu is 1\.34, .* 5e-05 GB/s of a copy, 6e-05 GB/s of a sum",
         ),
         (
             structs.replace(CEILINGS, matmul_flop_per_s={"bfloat16": 1e5}, disturbed="others"),

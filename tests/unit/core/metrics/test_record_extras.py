@@ -47,7 +47,11 @@ def test_where_tokens_have_no_time_of_their_own_there_is_no_profile(one):
 def test_ceilings_are_those_of_the_dtype_that_was_computed_in():
     """Another dtype's rate is no ceiling of this run."""
     measured = Ceilings(
-        device="cpu", copy_bytes_per_s=2e10, matmul_flop_per_s={"float16": 3e9}, measured_at="now"
+        device="cpu",
+        copy_bytes_per_s=2e10,
+        read_bytes_per_s=3e10,
+        matmul_flop_per_s={"float16": 3e9},
+        measured_at="now",
     )
     found = record_extras.ceilings(measured, STEP)["ceilings"]
     assert (found["flop_per_s"], found["copy_bytes_per_s"], found["dtype"]) == (
@@ -55,6 +59,7 @@ def test_ceilings_are_those_of_the_dtype_that_was_computed_in():
         2e10,
         "float16",
     )
+    assert found["bytes_per_s"] == 3e10
     other = Ceilings(device="cpu", copy_bytes_per_s=2e10, matmul_flop_per_s={"float32": 3e9})
     assert (
         record_extras.ceilings(other, STEP)
