@@ -62,6 +62,30 @@ def test_the_pairs_that_fit_are_those_of_the_time_that_is_left():
     assert spending.n_at_end == pytest.approx(2 + (LOOKS * 60 - 20) / 8)
 
 
+def test_the_first_pair_alone_is_no_forecast():
+    """It compiles for those after it: 32 s, then 16 s, of which six fit into twice 60 s."""
+    spending = Spending(budget_s=60.0)
+    spending.add(PairCost(sampled_s=1.0, total_s=32.0))
+    assert spending.ended() == ""
+    for _ in range(5):
+        spending.add(PairCost(sampled_s=1.0, total_s=16.0))
+        assert spending.ended() == ""
+
+
+def test_a_first_pair_of_which_not_even_halves_fit_ends_the_comparison():
+    spending = Spending(budget_s=60.0)
+    spending.add(PairCost(sampled_s=1.0, total_s=35.0))
+    assert "6 pairs need --llmperf-against-budget=105 or more, it is 60" in spending.ended()
+
+
+def test_two_pairs_that_cost_too_much_end_the_comparison():
+    spending = Spending(budget_s=60.0)
+    for total_s in (32.0, 31.0):
+        spending.add(PairCost(sampled_s=1.0, total_s=total_s))
+    assert spending.ended().startswith("a pair takes 31 s, of which its two processes take 30.5 s")
+    assert "--llmperf-against-budget=94 or more, it is 60" in spending.ended()
+
+
 def test_a_comparison_that_is_too_noisy_is_given_up_and_says_so(compared):
     record, (finding,), _, raised = compared("noise=2.0,seed=1", "noise=2.0,seed=2")
     assert (finding.outcome, raised) == (Outcome.UNDECIDED, None)
