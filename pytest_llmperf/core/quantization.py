@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -27,81 +27,6 @@ OUTLIER = 6.0
 
 Input columns with a larger magnitude are multiplied in 16 bit.
 """
-CHECKPOINTS = ("gptq", "awq", "w8a8", "w4a16")
-"""Methods whose weights were quantized before and lie in a folder."""
-
-
-class Method(Struct, frozen=True, kw_only=True):
-    """One way to store a linear layer.
-
-    `formats` are the names under which converted layers are seen (`Quantized.formats`).
-    """
-
-    name: str
-    bits: int
-    library: str
-    extra: str
-    summary: str
-    formats: tuple[str, ...] = ()
-
-
-_BITSANDBYTES = {"library": "bitsandbytes", "extra": "bitsandbytes"}
-_TORCHAO = {"library": "torchao", "extra": "torchao"}
-_CHECKPOINT = {"library": "compressed_tensors", "extra": "compressed-tensors"}
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(name="int8", bits=8, summary="LLM.int8()", formats=("llm.int8",), **_BITSANDBYTES),
-        Method(name="nf4", bits=4, summary="4-bit NormalFloat", formats=("nf4",), **_BITSANDBYTES),
-        Method(name="fp4", bits=4, summary="4-bit float", formats=("fp4",), **_BITSANDBYTES),
-        Method(
-            name="int8wo",
-            bits=8,
-            summary="int8 weights, one scale a row",
-            formats=("Int8Tensor",),
-            **_TORCHAO,
-        ),
-        Method(
-            name="int4wo",
-            bits=4,
-            summary="int4 weights in groups",
-            formats=("Int4TilePackedTo4dTensor", "Int4OpaqueTensor"),
-            **_TORCHAO,
-        ),
-        Method(
-            name="fp8",
-            bits=8,
-            summary="float8 weights and inputs, one scale a row",
-            formats=("Float8Tensor", "float8_e4m3fn"),
-            **_TORCHAO,
-        ),
-        Method(
-            name="gptq",
-            bits=4,
-            summary="GPTQ checkpoint",
-            formats=("pack-quantized",),
-            **_CHECKPOINT,
-        ),
-        Method(
-            name="awq", bits=4, summary="AWQ checkpoint", formats=("pack-quantized",), **_CHECKPOINT
-        ),
-        Method(
-            name="w8a8",
-            bits=8,
-            summary="checkpoint of int8 weights and inputs",
-            formats=("int-quantized",),
-            **_CHECKPOINT,
-        ),
-        Method(
-            name="w4a16",
-            bits=4,
-            summary="checkpoint of int4 weights",
-            formats=("pack-quantized",),
-            **_CHECKPOINT,
-        ),
-    )
-}
 
 
 class Scheme(Struct, frozen=True, kw_only=True):
@@ -126,47 +51,6 @@ class Scheme(Struct, frozen=True, kw_only=True):
         return METHODS[self.method]
 
 
-def scheme_of(text: str) -> Scheme:
-    """Read the scheme of a part's text.
-
-    That is `nf4`, `nf4:double`, `int8:0`, `int4wo:128`, `fp8:wo`, `gptq:PATH` and the like. Raises
-    UsageError.
-    """
-    name, colon, argument = text.partition(":")
-    if name not in METHODS:
-        near = did_you_mean(name, METHODS, otherwise=f"Methods: {', '.join(METHODS)}.")
-        raise UsageError(f"quantization {name!r} is not known.{near}")
-    if name in CHECKPOINTS:
-        return _checkpoint(name, argument)
-    if colon:
-        return _with_option(name, argument)
-    return _default_scheme(name)
-
-
-def _default_scheme(name: str) -> Scheme:
-    in_groups = name in ("nf4", "fp4", "int4wo")
-    return Scheme(method=name, group=BITSANDBYTES_BLOCK if in_groups else 0)
-
-
-def _checkpoint(name: str, path: str) -> Scheme:
-    if not path:
-        raise UsageError(
-            f"strategy part {name!r} needs the folder of a checkpoint, "
-            f"for example '{name}:./model-{name}'."
-        )
-    return Scheme(method=name, path=path)
-
-
-def _with_option(name: str, argument: str) -> Scheme:
-    option = _OPTIONS[name]
-    scheme = option.read(_default_scheme(name), argument)
-    if scheme is None:
-        raise UsageError(
-            f"strategy part {name!r}: argument {argument!r} is not known. It takes {option.text}."
-        )
-    return scheme
-
-
 def _double_scales(default: Scheme, argument: str) -> Scheme | None:
     return replace(default, double=True) if argument == "double" else None
 
@@ -187,28 +71,203 @@ def _outlier_threshold(default: Scheme, argument: str) -> Scheme | None:
     return replace(default, threshold=threshold) if 0 <= threshold < math.inf else None
 
 
-def _no_argument(_: Scheme, __: str) -> None:
-    return None
+class Argument(NamedTuple):
+    """What may stand behind a part's colon, in words, an example, and the function that reads it.
 
-
-class _Option(NamedTuple):
-    """What the argument of a part may be, in words, and the function that reads it."""
+    The function takes the scheme without an argument, and returns None for what it cannot read.
+    """
 
     text: str
+    example: str
     read: Callable[[Scheme, str], Scheme | None]
 
 
-_OPTIONS = {
-    "int8": _Option(
-        "the outlier threshold, a number of at least 0 (0: no outliers, default 6)",
-        _outlier_threshold,
-    ),
-    "nf4": _Option("'double' (the scales are quantized too)", _double_scales),
-    "fp4": _Option("'double' (the scales are quantized too)", _double_scales),
-    "int8wo": _Option("no argument", _no_argument),
-    "int4wo": _Option(f"the group size: {', '.join(map(str, GROUPS))} (default 64)", _group_size),
-    "fp8": _Option("'wo' (weights only)", _weights_only),
+class Method(Struct, frozen=True, kw_only=True):
+    """One way to store a linear layer.
+
+    `formats` are the names under which converted layers are seen (`Quantized.formats`). `summary`
+    is a few words for messages, `described` what the page of strategies says. `group` is how many
+    weights share a scale by default, 0 for a whole row. A `checkpoint` was quantized before, and
+    its argument is a folder.
+    """
+
+    name: str
+    bits: int
+    library: str
+    extra: str
+    summary: str
+    described: str
+    formats: tuple[str, ...] = ()
+    group: int = 0
+    argument: Argument | None = None
+    checkpoint: bool = False
+
+    @property
+    def example(self) -> str:
+        """An argument that may stand behind the part's colon; "" where none may."""
+        if self.checkpoint:
+            return f"./model-{self.name}"
+        return self.argument.example if self.argument else ""
+
+
+_BITSANDBYTES: dict[str, Any] = {"library": "bitsandbytes", "extra": "bitsandbytes"}
+_TORCHAO: dict[str, Any] = {"library": "torchao", "extra": "torchao"}
+_CHECKPOINT: dict[str, Any] = {
+    "library": "compressed_tensors",
+    "extra": "compressed-tensors",
+    "checkpoint": True,
 }
+_DOUBLE = Argument("'double' (the scales are quantized too)", "double", _double_scales)
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="int8",
+            bits=8,
+            summary="LLM.int8()",
+            described="LLM.int8() by bitsandbytes: int8 linear layers, outlier columns in 16 bit; "
+            "an argument sets the threshold",
+            formats=("llm.int8",),
+            argument=Argument(
+                "the outlier threshold, a number of at least 0 (0: no outliers, default 6)",
+                "0",
+                _outlier_threshold,
+            ),
+            **_BITSANDBYTES,
+        ),
+        Method(
+            name="nf4",
+            bits=4,
+            summary="4-bit NormalFloat",
+            described="4-bit NormalFloat by bitsandbytes, blocks of 64; "
+            "'nf4:double' quantizes the scales too",
+            formats=("nf4",),
+            group=BITSANDBYTES_BLOCK,
+            argument=_DOUBLE,
+            **_BITSANDBYTES,
+        ),
+        Method(
+            name="fp4",
+            bits=4,
+            summary="4-bit float",
+            described="4-bit float by bitsandbytes, blocks of 64; "
+            "'fp4:double' quantizes the scales too",
+            formats=("fp4",),
+            group=BITSANDBYTES_BLOCK,
+            argument=_DOUBLE,
+            **_BITSANDBYTES,
+        ),
+        Method(
+            name="int8wo",
+            bits=8,
+            summary="int8 weights, one scale a row",
+            described="int8 weights by torchao, one scale a row; inputs stay as they are",
+            formats=("Int8Tensor",),
+            **_TORCHAO,
+        ),
+        Method(
+            name="int4wo",
+            bits=4,
+            summary="int4 weights in groups",
+            described="int4 weights by torchao in groups of 64, or as many as an argument says; "
+            "inputs stay as they are",
+            formats=("Int4TilePackedTo4dTensor", "Int4OpaqueTensor"),
+            group=64,
+            argument=Argument(
+                f"the group size: {', '.join(map(str, GROUPS))} (default 64)", "128", _group_size
+            ),
+            **_TORCHAO,
+        ),
+        Method(
+            name="fp8",
+            bits=8,
+            summary="float8 weights and inputs, one scale a row",
+            described="float8 weights and inputs by torchao, one scale a row; "
+            "'fp8:wo' leaves the inputs as they are",
+            formats=("Float8Tensor", "float8_e4m3fn"),
+            argument=Argument("'wo' (weights only)", "wo", _weights_only),
+            **_TORCHAO,
+        ),
+        Method(
+            name="gptq",
+            bits=4,
+            summary="GPTQ checkpoint",
+            described="the weights of a GPTQ checkpoint in a folder",
+            formats=("pack-quantized",),
+            **_CHECKPOINT,
+        ),
+        Method(
+            name="awq",
+            bits=4,
+            summary="AWQ checkpoint",
+            described="the weights of an AWQ checkpoint in a folder",
+            formats=("pack-quantized",),
+            **_CHECKPOINT,
+        ),
+        Method(
+            name="w8a8",
+            bits=8,
+            summary="checkpoint of int8 weights and inputs",
+            described="the weights of a compressed-tensors checkpoint: int8 weights and inputs",
+            formats=("int-quantized",),
+            **_CHECKPOINT,
+        ),
+        Method(
+            name="w4a16",
+            bits=4,
+            summary="checkpoint of int4 weights",
+            described="the weights of a compressed-tensors checkpoint: int4 weights",
+            formats=("pack-quantized",),
+            **_CHECKPOINT,
+        ),
+    )
+}
+"""Name of a strategy part -> its method. A new one has its bytes in `layer_bytes` below."""
+
+CHECKPOINTS = tuple(name for name, method in METHODS.items() if method.checkpoint)
+"""Methods whose weights were quantized before and lie in a folder."""
+
+
+def scheme_of(text: str) -> Scheme:
+    """Read the scheme of a part's text.
+
+    That is `nf4`, `nf4:double`, `int8:0`, `int4wo:128`, `fp8:wo`, `gptq:PATH` and the like. Raises
+    UsageError.
+    """
+    name, colon, argument = text.partition(":")
+    if name not in METHODS:
+        near = did_you_mean(name, METHODS, otherwise=f"Methods: {', '.join(METHODS)}.")
+        raise UsageError(f"quantization {name!r} is not known.{near}")
+    if name in CHECKPOINTS:
+        return _checkpoint(name, argument)
+    if colon:
+        return _with_option(name, argument)
+    return _default_scheme(name)
+
+
+def _default_scheme(name: str) -> Scheme:
+    return Scheme(method=name, group=METHODS[name].group)
+
+
+def _checkpoint(name: str, path: str) -> Scheme:
+    if not path:
+        raise UsageError(
+            f"strategy part {name!r} needs the folder of a checkpoint, "
+            f"for example '{name}:./model-{name}'."
+        )
+    return Scheme(method=name, path=path)
+
+
+def _with_option(name: str, argument: str) -> Scheme:
+    known = METHODS[name].argument
+    scheme = known.read(_default_scheme(name), argument) if known else None
+    if scheme is None:
+        takes = known.text if known else "no argument"
+        raise UsageError(
+            f"strategy part {name!r}: argument {argument!r} is not known. It takes {takes}."
+        )
+    return scheme
 
 
 # Bytes

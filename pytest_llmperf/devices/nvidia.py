@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs as NVML lists them: on pytest's side, this file alone speaks to pynvml.
+"""NVIDIA's GPUs as NVML lists them, for the placement of models on them.
 
 It makes no CUDA context. Figures of one GPU that a worker reads are in `instruments.nvml`.
 """

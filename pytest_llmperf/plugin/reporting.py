@@ -38,7 +38,7 @@ class Reporter:
     def __init__(self, live: LiveLine) -> None:
         self._live = live
 
-    def warn(self, item: pytest.Item) -> None:
+    def end_body(self, item: pytest.Item) -> None:
         """Warn of nothing: nothing was claimed."""
 
     def judge_skip(self, report: pytest.TestReport) -> None:
@@ -112,8 +112,8 @@ class SessionReporter(Reporter):
         self._declarations = declarations
         self._comparison = comparison
 
-    def warn(self, item: pytest.Item) -> None:
-        """Judge what is judged when a test passes, and warn of what was not decided.
+    def end_body(self, item: pytest.Item) -> None:
+        """Judge what is judged once a test's body has passed, and warn of what was not decided.
 
         Under --llmperf-strict an undecided claim fails the test, however it was used:
         `assert not a > b` and `if a > b` see a false claim where strict makes an undecided one

@@ -25,10 +25,8 @@ START_METHODS = ("forkserver", "spawn")
 class Settings:
     """What this session was asked to do. Times in seconds; `precision` is a relative half-width."""
 
-    only: bool
     skip: bool
     disable: bool
-    plan: bool
     strict: bool
     in_process: bool
     allow_load: bool
@@ -52,12 +50,10 @@ class Settings:
     reference: str
     store: str
     json: Path | None
-    json_append: bool
     budget_s: float
     precision: float
     processes: int | None
     timeout_s: float
-    record: int
     pythons: dict[str, str]
     benchmark_json: Path | None
     html: Path | None
@@ -65,16 +61,13 @@ class Settings:
 
 
 _AS_THEY_ARE = (
-    "only",
     "skip",
     "disable",
-    "plan",
     "strict",
     "in-process",
     "allow-load",
     "require-accepted",
     "any-tree",
-    "json-append",
     "against-build",
     "gpus",
     "store",
@@ -101,7 +94,6 @@ def read(raw: Callable[[Option], Any], root: Path) -> Settings:
         precision=READERS["precision"](values["precision"]),
         processes=READERS["processes"](values["processes"]),
         pythons=READERS["python"](values["python"]),
-        record=READERS["record"](values["record"]),
         root=root,
     )
 

@@ -11,36 +11,13 @@ from msgspec import structs
 
 from pytest_llmperf.core.effective import Effective, LeftOut, Promise, Quantized
 from pytest_llmperf.core.plan import LoadPlan
-from pytest_llmperf.core.quantization import CHECKPOINTS, METHODS, scheme_of
+from pytest_llmperf.core.quantization import METHODS, Method, scheme_of
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.strategies import folders
 from pytest_llmperf.strategies.base import Part
 
 TOLERANCE = 0.03
 """How far the bytes of quantized layers may be from those that follow from their shapes."""
-
-_SUMMARIES = {
-    "int8": (
-        "LLM.int8() by bitsandbytes: int8 linear layers, outlier columns in 16 bit; "
-        "an argument sets the threshold"
-    ),
-    "nf4": "4-bit NormalFloat by bitsandbytes, blocks of 64; 'nf4:double' quantizes the scales too",
-    "fp4": "4-bit float by bitsandbytes, blocks of 64; 'fp4:double' quantizes the scales too",
-    "int8wo": "int8 weights by torchao, one scale a row; inputs stay as they are",
-    "int4wo": (
-        "int4 weights by torchao in groups of 64, or as many as an argument says; "
-        "inputs stay as they are"
-    ),
-    "fp8": (
-        "float8 weights and inputs by torchao, one scale a row; "
-        "'fp8:wo' leaves the inputs as they are"
-    ),
-    "gptq": "the weights of a GPTQ checkpoint in a folder",
-    "awq": "the weights of an AWQ checkpoint in a folder",
-    "w8a8": "the weights of a compressed-tensors checkpoint: int8 weights and inputs",
-    "w4a16": "the weights of a compressed-tensors checkpoint: int4 weights",
-}
-_EXAMPLES = {"int8": "0", "nf4": "double", "fp4": "double", "int4wo": "128", "fp8": "wo"}
 
 
 def is_quantized(part: str, method: str) -> Promise:
@@ -160,17 +137,17 @@ def _fields(name: str, argument: str) -> dict[str, object]:
     return {"quantization": f"{name}:{argument}"}
 
 
-def _part(name: str) -> Part:
-    from_folder = name in CHECKPOINTS
+def _part(method: Method) -> Part:
+    name = method.name
     return Part(
         name=name,
         kind="quantization",
-        summary=_SUMMARIES[name],
-        fields={} if from_folder else {"quantization": name},
+        summary=method.described,
+        fields={} if method.checkpoint else {"quantization": name},
         promises=lambda plan: (is_quantized(plan.quantization or name, name),),
         argument=lambda argument: _fields(name, argument),
-        example=f"./model-{name}" if from_folder else _EXAMPLES.get(name, ""),
+        example=method.example,
     )
 
 
-QUANTIZED = tuple(_part(name) for name in METHODS)
+QUANTIZED = tuple(map(_part, METHODS.values()))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from pytest_llmperf.core.plan import LoadPlan
+from pytest_llmperf.core.quantization import METHODS
 from pytest_llmperf.errors import UsageError, did_you_mean
 
 KIND_OPTION = "agreement"
@@ -132,8 +133,7 @@ DEFAULT_RULES: dict[str, str] = {name: kind.rule for name, kind in KINDS.items()
 """Kind of variant -> the text of its rule, "" where the limits are the test's own budget."""
 
 QUANTIZATION_KINDS: dict[str, str] = {
-    **dict.fromkeys(("int8", "int8wo", "fp8", "w8a8"), "8-bit"),
-    **dict.fromkeys(("nf4", "fp4", "int4wo", "gptq", "awq", "w4a16"), "4-bit"),
+    name: f"{method.bits}-bit" for name, method in METHODS.items()
 }
 """Name of a quantization part -> kind.
 

@@ -20,10 +20,6 @@ from pytest_llmperf.engines.transformers.quantize.plain import as_linear
 from pytest_llmperf.engines.transformers.quantize.storage import modules_kept_in_float32
 from pytest_llmperf.errors import LoadError
 
-_BACKENDS = {
-    "bitsandbytes": "pytest_llmperf.engines.transformers.quantize.with_bitsandbytes",
-    "torchao": "pytest_llmperf.engines.transformers.quantize.with_torchao",
-}
 LOAD_AS_LINEAR = "load_as_linear"
 """Load-plan option: False leaves subclasses of nn.Linear as they are.
 
@@ -174,7 +170,7 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def _backend(scheme: Scheme, plan: LoadPlan) -> Any:
     library = scheme.row.library
     try:
-        return import_module(_BACKENDS[library])
+        return import_module(f"{__package__}.with_{library}")
     except ImportError as error:
         raise LoadError(
             f"model {plan.model.name!r}: strategy part {scheme.method!r} needs {library}, "
