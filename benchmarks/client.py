@@ -21,6 +21,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from pytest_llmperf.core.plan import LoadPlan, ModelRef
 from pytest_llmperf.engines.server.child import free_port
@@ -102,7 +103,7 @@ def with_httpx(base: str, n: int) -> Callable[[], object]:
         b'"stream_options":{"include_usage":true}}' % TOKENS
     )
 
-    async def stream(client: object) -> None:
+    async def stream(client: Any) -> None:
         async with client.stream("POST", f"{base}/v1/completions", content=body) as response:
             pieces = [(time.perf_counter_ns(), data) async for data in response.aiter_raw()]
         assert pieces

@@ -24,6 +24,7 @@ from gate_simulated import Machine
 from noise import NOISES
 from verdict_bars import UNCHANGED, wilson
 
+from pytest_llmperf.core.verdicts.against_history import Comparison
 from pytest_llmperf.core.verdicts.judge import Outcome
 
 _Z99 = 2.5758
@@ -169,7 +170,7 @@ def _real_series() -> Iterator[Row]:
             yield _share(f"FAIL, {path}, +{change:.0%}", failed, len(places))
 
 
-def _gated_place(values: list[float], at: int, change: float) -> simulated.Comparison:
+def _gated_place(values: list[float], at: int, change: float) -> Comparison:
     value, *fresh = (value * (1 + change) for value in values[at : at + 4])
     return simulated.gated(values[at - 12 : at], value, fresh)
 

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import torch
@@ -60,7 +61,7 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     plan = msgspec.json.decode(sys.argv[1], type=LoadPlan)
     workload = msgspec.json.decode(sys.argv[2], type=Decode)
-    session = engine(plan.engine).load().open(plan)
+    session: Any = engine(plan.engine).load().open(plan)
     # The comparison needs the very same model.
     bare = bare_loop(session._loaded.model, plan.device, workload)  # noqa: SLF001
     for repetition, line in enumerate(sys.stdin):

@@ -102,9 +102,9 @@ def fixed_floor(cases: Sequence[Case]) -> list[str]:
 
 
 def rule_a(cases: Sequence[Case]) -> list[str]:
-    """One session against twelve; the next one is the second measurement."""
+    """One session against twelve; the next three are its fresh measurements."""
     return [
-        simulated.gated(list(case.history), case.new[0], case.new[1]).outcome.value
+        simulated.gated(list(case.history), case.new[0], list(case.new[1:4])).outcome.value
         for case in cases
     ]
 

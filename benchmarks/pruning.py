@@ -22,7 +22,7 @@ def _row(method: str, device: str, model: str) -> Finding:
 
     loaded = load(parse(f"fp32+{method}").apply(LoadPlan(model=model_ref(model), device=device)))
     assert loaded.pruned is not None
-    pruned = loaded.pruned.now()
+    pruned = loaded.pruned.report()
     took_s = float(pruned.method["seconds"])
     return Finding(
         name=f"prune {model} by {method}",

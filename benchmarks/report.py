@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import store as filling
@@ -204,7 +205,7 @@ def first_paint_s(page: Path) -> float | None:
         driver.quit()
 
 
-def _paint_s(driver: object, page: Path) -> float:
+def _paint_s(driver: Any, page: Path) -> float:
     driver.get(page.as_uri())
     return driver.execute_async_script(PAINTED) / 1000
 

@@ -25,10 +25,10 @@ from vllm import LLM, SamplingParams, TokensPrompt
 
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.core.verdicts import stats
-from pytest_llmperf.engines.loading.folder import source_of
+from pytest_llmperf.engines.loading.folder import model_folder
 from pytest_llmperf.engines.models.names import model_ref
 from pytest_llmperf.engines.vllm.loaded import VllmModel
-from pytest_llmperf.engines.vllm.requesting import Loaded
+from pytest_llmperf.engines.vllm.requesting import LoadedEngine
 from pytest_llmperf.strategies import parse
 from pytest_llmperf.workloads import Batch, Decode, Workload
 
@@ -60,10 +60,10 @@ def both(options: argparse.Namespace) -> tuple:
         model=model_ref(options.model), engine="vllm", device=options.device, options=chosen
     )
     plan = parse(options.strategy).apply(base)
-    source = source_of(plan)
+    source = model_folder(plan)
     dtype = source.dtype if plan.weights_dtype == "auto" else plan.weights_dtype
     llm = LLM(**arguments(plan, source.folder, dtype=dtype, dummy=source.dummy))
-    loaded = Loaded(
+    loaded = LoadedEngine(
         engine=llm.llm_engine,
         plan=plan,
         source=source,
