@@ -9,8 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
+
+
+class MetricSample(NamedTuple):
+    """One line of a page of metrics."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
 
 _PLAIN_NAMES: dict[str, tuple[str, ...]] = {
     "kv_use": (
@@ -56,12 +66,12 @@ _PLAIN_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _as_ray_has_it(names: tuple[str, ...]) -> tuple[str, ...]:
+def as_ray_has_it(names: tuple[str, ...]) -> tuple[str, ...]:
     """Add the names under which Ray passes an engine's metrics on."""
     return (*names, *(f"ray_{part}" for name in names for part in (name, name.replace(":", "_"))))
 
 
-NAMES = {metric: _as_ray_has_it(names) for metric, names in _PLAIN_NAMES.items()}
+NAMES = {metric: as_ray_has_it(names) for metric, names in _PLAIN_NAMES.items()}
 """What we read -> the names that servers have for it, newest first."""
 
 _COUNTERS = ("preemptions", "drafted", "accepted", "prefix_queries", "prefix_hits")
@@ -75,11 +85,8 @@ def read(text: str) -> dict[str, float]:
     A metric that the page does not have is left out, and so is a line that cannot be read.
     """
     totals: dict[str, float] = {}
-    for line in text.split("\n"):
-        # A page has thousands of lines, and is read on the loop that takes tokens as they come.
-        if line.lstrip().startswith(_SERVERS_NAMES):
-            for name, value in _samples(line):
-                totals[name] = totals.get(name, 0.0) + value
+    for sample in samples(text, _SERVERS_NAMES):
+        totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
     metrics = {metric: _newest(totals, names) for metric, names in NAMES.items()}
     return {metric: value for metric, value in metrics.items() if value is not None}
 
@@ -88,16 +95,24 @@ def _newest(totals: Mapping[str, float], names: Sequence[str]) -> float | None:
     return next((totals[name] for name in names if name in totals), None)
 
 
-def _samples(line: str) -> Iterator[tuple[str, float]]:
-    """Yield name and value of a line's sample; nothing where it is malformed or not finite.
+def samples(text: str, names: tuple[str, ...]) -> Iterator[MetricSample]:
+    """Yield the samples of a page's lines that begin with one of the names.
 
-    Lines are parsed one by one, since the parser stops at the first malformed one.
+    There are none of a line that is malformed, or whose value is not finite.
     """
+    for line in text.split("\n"):
+        # A page has thousands of lines, and is read on the loop that takes tokens as they come.
+        if line.lstrip().startswith(names):
+            yield from _samples_of_line(line)
+
+
+def _samples_of_line(line: str) -> Iterator[MetricSample]:
+    """Parse one line by itself: of a whole page the parser stops at the first malformed one."""
     try:
         for family in text_string_to_metric_families(line):
             for sample in family.samples:
                 if math.isfinite(sample.value):
-                    yield sample.name, float(sample.value)
+                    yield MetricSample(sample.name, sample.labels, float(sample.value))
     except (ValueError, OverflowError):
         return
 

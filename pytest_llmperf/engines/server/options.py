@@ -20,7 +20,7 @@ from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.refusals import first_reason
 from pytest_llmperf.engines.server.presets import PROTOCOLS, Preset
 from pytest_llmperf.engines.server.proof.asked import expect_refusal
-from pytest_llmperf.engines.server.proof.said import METRICS
+from pytest_llmperf.engines.server.proof.self_report import METRICS
 from pytest_llmperf.engines.server.starting.addresses import has_address
 from pytest_llmperf.errors import did_you_mean
 from pytest_llmperf.secrets import hide

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_llmperf.core.trace import TokenEvent
 from pytest_llmperf.engines.server.client import Call, RequestOutcome
-from pytest_llmperf.engines.server.proof import asked, probes, proved, said
+from pytest_llmperf.engines.server.proof import asked, probes, proved, self_report
 from pytest_llmperf.engines.server.proof.probes import FirstTokens
 from pytest_llmperf.engines.server.stream import Answer
 from pytest_llmperf.errors import NotInEffect
@@ -48,40 +48,54 @@ CACHE_LINE = (
     'vllm:cache_config_info{block_size="16",cache_dtype="fp8",enable_prefix_caching="True",'
     'engine="0",num_gpu_blocks="200"} 1.0\n'
 )
-NAMES = (*said.SETTINGS, said.KV_TOKENS)
+NAMES = (*self_report.SETTINGS, self_report.KV_TOKENS)
 
 
 def values(answers: dict[str, object], model: str = "m") -> dict[str, str]:
-    return {name: told.value for name, told in said.said(answers, model).items()}
+    return {
+        name: reported.value
+        for name, reported in self_report.reported_settings(answers, model).items()
+    }
 
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
         (
-            {said.VLLM: VLLM},
+            {self_report.VLLM: VLLM},
             ("bfloat16", "none", "2", "bfloat16", "off", "ngram, 5 tokens", "4096", "1600"),
         ),
-        ({said.VLLM: VLLM_TEXT}, ("float16", "fp8", "1", "float16", "on", "off", "2048", "")),
-        ({said.SGLANG: SGLANG}, ("", "awq", "4", "fp8_e5m2", "off", "off", "", "163840")),
-        ({said.TGI: TGI}, ("float16", "", "", "", "", "", "4096", "98304")),
-        ({said.LLAMA_CPP: PROPS}, ("", "", "", "", "", "", "2048", "8192")),
-        ({said.METRICS: CACHE_LINE}, ("", "", "", "fp8", "on", "", "", "3200")),
-        ({said.METRICS: "ray_" + CACHE_LINE}, ("", "", "", "fp8", "on", "", "", "3200")),
         (
-            {said.METRICS: 'sglang:max_total_num_tokens{model_name="m"} 4096.0\n'},
+            {self_report.VLLM: VLLM_TEXT},
+            ("float16", "fp8", "1", "float16", "on", "off", "2048", ""),
+        ),
+        ({self_report.SGLANG: SGLANG}, ("", "awq", "4", "fp8_e5m2", "off", "off", "", "163840")),
+        ({self_report.TGI: TGI}, ("float16", "", "", "", "", "", "4096", "98304")),
+        ({self_report.LLAMA_CPP: PROPS}, ("", "", "", "", "", "", "2048", "8192")),
+        ({self_report.METRICS: CACHE_LINE}, ("", "", "", "fp8", "on", "", "", "3200")),
+        ({self_report.METRICS: "ray_" + CACHE_LINE}, ("", "", "", "fp8", "on", "", "", "3200")),
+        (
+            {self_report.METRICS: CACHE_LINE.replace('engine="0"', r'engine="0\"},cache_dtype=\"x"')},
+            ("", "", "", "fp8", "on", "", "", "3200"),
+        ),
+        (
+            {self_report.METRICS: 'sglang:max_total_num_tokens{model_name="m"} 4096.0\n'},
             ("", "", "", "", "", "", "", "4096"),
         ),
         (
-            {said.MODELS: {"data": [{"id": "other"}, {"id": "m", "max_model_len": 1024}]}},
+            {self_report.MODELS: {"data": [{"id": "other"}, {"id": "m", "max_model_len": 1024}]}},
             ("", "", "", "", "", "", "1024", ""),
         ),
         (
-            {said.MODELS: {"data": [{"metadata": {"max_request_context_length": 512}}]}},
+            {self_report.MODELS: {"data": [{"metadata": {"max_request_context_length": 512}}]}},
             ("", "", "", "", "", "", "512", ""),
         ),
         (
-            {said.MODELS: {"data": [{"meta": {"size": 91_000_000, "n_params": 134_515_008}}]}},
+            {
+                self_report.MODELS: {
+                    "data": [{"meta": {"size": 91_000_000, "n_params": 134_515_008}}]
+                }
+            },
             ("", "5.41 bits a weight", "", "", "", "", "", ""),
         ),
     ],
@@ -103,7 +117,7 @@ def test_each_server_is_read_in_its_own_words(answers, expected):
      {"model_dtype": None}, {"default_generation_settings": "no"},
      {"vllm_config": {"model_config": [], "cache_config": {"block_size": "x"}}}],
 )  # fmt: skip
-@pytest.mark.parametrize("path", said.PATHS)
+@pytest.mark.parametrize("path", self_report.PATHS)
 def test_no_answer_breaks_the_reading(path, answer):
     """Another program may answer there."""
     assert set(values({path: answer})) <= {"tensor_parallel", "quantization"}
@@ -111,8 +125,10 @@ def test_no_answer_breaks_the_reading(path, answer):
 
 def test_a_running_configuration_comes_before_a_list_of_models():
     """And each value says where it comes from."""
-    told = said.said({said.MODELS: {"data": [{"id": "m", "max_model_len": 9}]}, said.TGI: TGI}, "m")
-    assert told["context"] == ("4096", "/info")
+    reported = self_report.reported_settings(
+        {self_report.MODELS: {"data": [{"id": "m", "max_model_len": 9}]}, self_report.TGI: TGI}, "m"
+    )
+    assert reported["context"] == ("4096", "/info")
 
 
 def test_a_command_says_what_is_asked_for():
@@ -140,9 +156,9 @@ def test_a_command_says_what_is_asked_for():
 )  # fmt: skip
 def test_another_setting_than_was_asked_for_is_not_in_effect(name, wanted, value):
     """The words name both, and where each was said."""
-    told = {name: said.Said(value, "/server_info")}
+    reported = {name: self_report.Reported(value, "/server_info")}
     with pytest.raises(NotInEffect, match=rf"{name} is {value} \(/server_info\), asked for"):
-        proved.settings(told, {name: asked.Asked(wanted, "--flag")})
+        proved.settings(reported, {name: asked.Asked(wanted, "--flag")})
 
 
 @pytest.mark.parametrize(
@@ -158,9 +174,10 @@ def test_one_setting_under_two_names_is_one(wanted, value):
 def test_what_nobody_says_is_named():
     """In the record's settings, and in words."""
     rows = proved.settings(
-        {"dtype": said.Said("bfloat16", "/info")}, {"kv_dtype": asked.Asked("fp8", "--f")}
+        {"dtype": self_report.Reported("bfloat16", "/info")},
+        {"kv_dtype": asked.Asked("fp8", "--f")},
     )
-    assert [row.name for row in rows] == list(said.SETTINGS)
+    assert [row.name for row in rows] == list(self_report.SETTINGS)
     settings, unproved = proved.notes(rows)
     assert settings == "settings: dtype bfloat16 (/info)"
     assert unproved.startswith(
@@ -208,8 +225,8 @@ def answered(ttft_s: float) -> RequestOutcome:
 @pytest.mark.parametrize(
     ("again_s", "long_s", "expected"),
     [
-        (0.02, 0.2, said.Said("on", probes.TIMES)),
-        (0.2, 0.2, said.Said("off", probes.TIMES)),
+        (0.02, 0.2, self_report.Reported("on", probes.TIMES)),
+        (0.2, 0.2, self_report.Reported("off", probes.TIMES)),
         (0.02, 0.04, None),
     ],
     ids=["a cache", "none", "tokens take no time"],

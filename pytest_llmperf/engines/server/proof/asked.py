@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from pytest_llmperf.engines.server.proof.said import NONE, OFF, ON, SETTINGS, UNRESOLVED
+from pytest_llmperf.engines.server.proof.self_report import NONE, OFF, ON, SETTINGS, UNRESOLVED
 from pytest_llmperf.errors import did_you_mean
 
 

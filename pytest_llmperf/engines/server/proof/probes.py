@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from pytest_llmperf.engines.server.client import RequestOutcome
-from pytest_llmperf.engines.server.proof.said import OFF, ON, Said
+from pytest_llmperf.engines.server.proof.self_report import OFF, ON, Reported
 
 PROBE_TOKENS = 256
 """Length of the prompt that is repeated: sixteen of vLLM's blocks, four of SGLang's largest."""
@@ -62,7 +62,7 @@ class FirstTokens:
         return OFF if min(self.again_s) >= MISS * max(self.new_s) else ""
 
 
-async def prefix_cache(send: Send, metrics: Metrics, length: int) -> Said | None:
+async def prefix_cache(send: Send, metrics: Metrics, length: int) -> Reported | None:
     """Return whether a prompt that comes again is taken from a cache; None where nothing tells."""
     start_s = time.monotonic()
     before = await metrics()
@@ -70,10 +70,10 @@ async def prefix_cache(send: Send, metrics: Metrics, length: int) -> Said | None
     if again.answer is None or new.answer is None:
         return None
     if again.answer.n_cached is not None:
-        return Said(ON if again.answer.n_cached > 0 else OFF, USAGE)
+        return Reported(ON if again.answer.n_cached > 0 else OFF, USAGE)
     counted = _counted(before, await metrics())
     if counted:
-        return Said(counted, COUNTERS)
+        return Reported(counted, COUNTERS)
     return await _by_times(send, length, (_ttft_s(new), _ttft_s(again)), start_s)
 
 
@@ -88,7 +88,7 @@ def _counted(before: Mapping[str, float], after: Mapping[str, float]) -> str:
 
 async def _by_times(
     send: Send, length: int, first: tuple[float, float], start_s: float
-) -> Said | None:
+) -> Reported | None:
     new_s, again_s = [first[0]], [first[1]]
     short_s: list[float] = []
     for number in range(1, ROUNDS):
@@ -100,7 +100,7 @@ async def _by_times(
                 return None
             times.append(_ttft_s(outcome))
     verdict = FirstTokens(tuple(new_s), tuple(again_s), tuple(short_s)).verdict()
-    return Said(verdict, TIMES) if verdict else None
+    return Reported(verdict, TIMES) if verdict else None
 
 
 def _ttft_s(outcome: RequestOutcome) -> float:

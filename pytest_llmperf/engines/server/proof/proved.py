@@ -6,23 +6,27 @@ from collections.abc import Mapping, Sequence
 
 from pytest_llmperf.core.effective import ServerSetting
 from pytest_llmperf.engines.server.proof.asked import Asked, agrees
-from pytest_llmperf.engines.server.proof.said import SETTINGS, Said
+from pytest_llmperf.engines.server.proof.self_report import SETTINGS, Reported
 from pytest_llmperf.errors import NotInEffect
 
 
-def settings(told: Mapping[str, Said], asked: Mapping[str, Asked]) -> tuple[ServerSetting, ...]:
+def settings(
+    reported: Mapping[str, Reported], asked: Mapping[str, Asked]
+) -> tuple[ServerSetting, ...]:
     """Return every setting: its value where it is proved, and what was asked for.
 
     Raises NotInEffect for the first one that is another than was asked for.
     """
-    rows = tuple(_setting(name, told, asked) for name in SETTINGS)
+    rows = tuple(_setting(name, reported, asked) for name in SETTINGS)
     for row in rows:
         _require(row, asked)
     return rows
 
 
-def _setting(name: str, told: Mapping[str, Said], asked: Mapping[str, Asked]) -> ServerSetting:
-    proof = told.get(name, Said("", ""))
+def _setting(
+    name: str, reported: Mapping[str, Reported], asked: Mapping[str, Asked]
+) -> ServerSetting:
+    proof = reported.get(name, Reported("", ""))
     wanted = asked[name].value if name in asked else ""
     return ServerSetting(name=name, value=proof.value, origin=proof.origin, asked=wanted)
 

@@ -11,9 +11,9 @@ import aiohttp
 from pytest_llmperf.core.effective import ServerSetting
 from pytest_llmperf.engines.server.client import RequestOutcome
 from pytest_llmperf.engines.server.prompts import Prompt
-from pytest_llmperf.engines.server.proof import asked, probes, proved, said
+from pytest_llmperf.engines.server.proof import asked, probes, proved, self_report
 from pytest_llmperf.engines.server.proof.asked import Asked
-from pytest_llmperf.engines.server.proof.said import KV_TOKENS, Said
+from pytest_llmperf.engines.server.proof.self_report import KV_TOKENS, Reported
 from pytest_llmperf.engines.server.running import Server, ServerLoop
 from pytest_llmperf.engines.server.traffic import Requests
 from pytest_llmperf.workloads import PromptSet
@@ -27,9 +27,9 @@ _WORDS = "number {} "
 class Proof:
     """What was proved of one server: its settings, and the tokens that its KV cache holds."""
 
-    def __init__(self, rows: tuple[ServerSetting, ...], told: Mapping[str, Said]) -> None:
+    def __init__(self, rows: tuple[ServerSetting, ...], reported: Mapping[str, Reported]) -> None:
         self.settings = rows
-        capacity = told.get(KV_TOKENS)
+        capacity = reported.get(KV_TOKENS)
         self.kv_tokens = int(capacity.value) if capacity is not None else None
 
     @property
@@ -51,26 +51,26 @@ def prove(server: Server, requests: Requests, loop: ServerLoop) -> Proof:
 
     Raises NotInEffect where one is another than was asked for.
     """
-    told = loop.run(_told(server))
+    reported = loop.run(_reported(server))
     child = server.child
     wanted = asked.of_command(child.command) if child is not None else {}
     wanted |= asked.expected(server.options.expect)
     if server.options.probe:
-        told |= loop.run(_Probes(server, requests).shown(told, wanted))
-    return Proof(proved.settings(told, wanted), told)
+        reported |= loop.run(_Probes(server, requests).shown(reported, wanted))
+    return Proof(proved.settings(reported, wanted), reported)
 
 
-async def _told(server: Server) -> dict[str, Said]:
+async def _reported(server: Server) -> dict[str, Reported]:
     """Ask all paths at once: one that hangs takes no more time than all of them."""
     saying = server.saying
-    plain = (said.SGLANG, said.TGI, said.LLAMA_CPP, said.MODELS)
+    plain = (self_report.SGLANG, self_report.TGI, self_report.LLAMA_CPP, self_report.MODELS)
     pages = await asyncio.gather(
-        saying.json(f"{said.VLLM}?config_format=json"),
+        saying.json(f"{self_report.VLLM}?config_format=json"),
         *(saying.json(path) for path in plain),
         saying.metrics_page(),
     )
-    paths = (said.VLLM, *plain, said.METRICS)
-    return said.said(dict(zip(paths, pages, strict=True)), server.name)
+    paths = (self_report.VLLM, *plain, self_report.METRICS)
+    return self_report.reported_settings(dict(zip(paths, pages, strict=True)), server.name)
 
 
 class _Probes:
@@ -83,21 +83,23 @@ class _Probes:
         # No prompt of another session: a server that ran already may have kept those.
         self._prompts = PromptSet.synthetic(secrets.randbits(32))
 
-    async def shown(self, told: Mapping[str, Said], wanted: Mapping[str, Asked]) -> dict[str, Said]:
+    async def shown(
+        self, reported: Mapping[str, Reported], wanted: Mapping[str, Asked]
+    ) -> dict[str, Reported]:
         """Return the settings that probes show, by name."""
-        context = told.get("context")
+        context = reported.get("context")
         shown = {
             "context": await self._context(context, wanted.get("context")),
-            "prefix_cache": told.get("prefix_cache") or await self._prefix_cache(context),
+            "prefix_cache": reported.get("prefix_cache") or await self._prefix_cache(context),
         }
         return {name: value for name, value in shown.items() if value is not None}
 
-    async def _prefix_cache(self, context: Said | None) -> Said | None:
+    async def _prefix_cache(self, context: Reported | None) -> Reported | None:
         longest = int(context.value) // _SHARE_OF_CONTEXT if context else probes.PROBE_TOKENS
         length = max(1, min(probes.PROBE_TOKENS, longest))
         return await probes.prefix_cache(self._send, self._server.saying.metrics, length)
 
-    async def _context(self, context: Said | None, wanted: Asked | None) -> Said | None:
+    async def _context(self, context: Reported | None, wanted: Asked | None) -> Reported | None:
         """Return the context with what a request past it shows; None where neither tells."""
         size = context.value if context is not None else wanted.value if wanted else ""
         prompt = self._prompt(0, _SHORT)
@@ -106,8 +108,8 @@ class _Probes:
         fits = await self._accepts(prompt, int(size) - len(prompt.ids))
         is_all = fits and not await self._accepts(prompt, int(size) - len(prompt.ids) + 1)
         if context is None:
-            return Said(size, probes.REFUSED) if is_all else None
-        return Said(size, f"{context.origin}; {probes.REFUSED}") if is_all else context
+            return Reported(size, probes.REFUSED) if is_all else None
+        return Reported(size, f"{context.origin}; {probes.REFUSED}") if is_all else context
 
     async def _accepts(self, prompt: Prompt, n_tokens: int) -> bool:
         """Whether a request is answered with a stream, which is not waited for."""

@@ -11,6 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pytest_llmperf.core.metrics import server_metrics
+from pytest_llmperf.core.metrics.server_metrics import MetricSample
+
 SETTINGS = (
     "dtype",
     "quantization",
@@ -38,12 +41,11 @@ MODELS = "/v1/models"
 METRICS = "/metrics"
 
 _TEXT_FIELD = re.compile(r"(\w+)=('[^']*'|[^,()]+)")
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
-_CACHE_INFO = re.compile(r"^(?:ray_)?(?:vllm|sglang)[:_]cache_config_info\{(.*)\}", re.MULTILINE)
-_METRIC_TOKENS = re.compile(r"^sglang:max_total_num_tokens(?:\{.*\})? (\S+)", re.MULTILINE)
+_CACHE_INFO = server_metrics.as_ray_has_it(("vllm:cache_config_info", "sglang:cache_config_info"))
+_TOTAL_TOKENS = server_metrics.as_ray_has_it(("sglang:max_total_num_tokens",))
 
 
-class Said(NamedTuple):
+class Reported(NamedTuple):
     """A value, and where the server says it."""
 
     value: str
@@ -54,19 +56,19 @@ Answers = Mapping[str, Any]
 """Path -> what it answered: JSON, of `/metrics` the text; None where it answered nothing."""
 
 
-def said(answers: Answers, model: str) -> dict[str, Said]:
+def reported_settings(answers: Answers, model: str) -> dict[str, Reported]:
     """Return the settings that these answers tell, by name, and `kv_tokens`.
 
     The first source that tells one counts: the running configuration before a list of models.
     """
-    told: dict[str, Said] = {}
+    reported: dict[str, Reported] = {}
     for path, read in _READERS.items():
         answer = answers.get(path)
         values = read(answer, model) if answer is not None else {}
         for name, value in values.items():
             if value:
-                told.setdefault(name, Said(value, path))
-    return told
+                reported.setdefault(name, Reported(value, path))
+    return reported
 
 
 def _vllm(answer: Any, _model: str) -> dict[str, str]:
@@ -209,12 +211,12 @@ def _gguf_bits(meta: Mapping[str, Any]) -> str:
 def _metrics(answer: Any, _model: str) -> dict[str, str]:
     """Read the labels of vLLM's metric on its cache, and SGLang's size of one."""
     page = str(answer)
-    tokens = _METRIC_TOKENS.search(page)
-    values = {KV_TOKENS: _count(tokens.group(1).removesuffix(".0"))} if tokens else {}
-    line = _CACHE_INFO.search(page)
-    if line is None:
+    tokens = _first(page, _TOTAL_TOKENS)
+    values = {KV_TOKENS: _count(int(tokens.value))} if tokens else {}
+    cache = _first(page, _CACHE_INFO)
+    if cache is None:
         return values
-    labels = dict(_LABEL.findall(line.group(1)))
+    labels = cache.labels
     n_blocks, block_size = _count(labels.get("num_gpu_blocks")), _count(labels.get("block_size"))
     blocks_hold = str(int(n_blocks) * int(block_size)) if n_blocks and block_size else ""
     return values | {
@@ -222,6 +224,11 @@ def _metrics(answer: Any, _model: str) -> dict[str, str]:
         "prefix_cache": _switch(labels.get("enable_prefix_caching")),
         KV_TOKENS: _count(labels.get("kv_cache_size_tokens")) or blocks_hold,
     }
+
+
+def _first(page: str, names: tuple[str, ...]) -> MetricSample | None:
+    exactly = (s for s in server_metrics.samples(page, names) if s.name in names)
+    return next(exactly, None)
 
 
 _READERS: dict[str, Callable[[Any, str], dict[str, str]]] = {
