@@ -48,6 +48,7 @@ CACHE_LINE = (
     'vllm:cache_config_info{block_size="16",cache_dtype="fp8",enable_prefix_caching="True",'
     'engine="0",num_gpu_blocks="200"} 1.0\n'
 )
+ESCAPED = CACHE_LINE.replace('engine="0"', r'engine="0\"},cache_dtype=\"x"')
 NAMES = (*self_report.SETTINGS, self_report.KV_TOKENS)
 
 
@@ -75,7 +76,7 @@ def values(answers: dict[str, object], model: str = "m") -> dict[str, str]:
         ({self_report.METRICS: CACHE_LINE}, ("", "", "", "fp8", "on", "", "", "3200")),
         ({self_report.METRICS: "ray_" + CACHE_LINE}, ("", "", "", "fp8", "on", "", "", "3200")),
         (
-            {self_report.METRICS: CACHE_LINE.replace('engine="0"', r'engine="0\"},cache_dtype=\"x"')},
+            {self_report.METRICS: ESCAPED},
             ("", "", "", "fp8", "on", "", "", "3200"),
         ),
         (
