@@ -102,7 +102,7 @@ def values(answers: dict[str, object], model: str = "m") -> dict[str, str]:
     ],
     ids=[
         "vllm", "vllm as text", "sglang", "tgi", "llama.cpp", "vllm metrics", "ray metrics",
-        "sglang metrics", "vllm models", "ray models", "gguf",
+        "escaped label", "sglang metrics", "vllm models", "ray models", "gguf",
     ],
 )  # fmt: skip
 def test_each_server_is_read_in_its_own_words(answers, expected):
