@@ -215,7 +215,8 @@ class AdapterGroup(Struct, frozen=True, kw_only=True):
     by its product), `rank` the largest there. `tensors` are those of its file, `tensors_equal` how
     many of them the modules hold with equal values (in the modules' dtype). `content_hash` is of
     the file. An `active` adapter is one that a forward pass goes through unless it asks otherwise.
-    `idle_layers` are those whose product is zero: it changes nothing there.
+    `idle_layers` are those whose product is zero: it changes nothing there. `bypassed_layers` are
+    those that a forward pass went past: it called the module around them, and not them.
     """
 
     name: str
@@ -228,6 +229,7 @@ class AdapterGroup(Struct, frozen=True, kw_only=True):
     active: bool
     merged: bool = False
     idle_layers: int = 0
+    bypassed_layers: int = 0
 
 
 class Shard(Struct, frozen=True, kw_only=True):

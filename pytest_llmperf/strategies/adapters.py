@@ -68,7 +68,8 @@ def _misplaced(effective: Effective, name: str, *, merged: bool) -> str | None:
     adapters = {group.name: group for group in effective.resident_adapters}
     if name not in adapters:
         return f"adapter {name!r} is not there; the modules hold {', '.join(adapters) or 'none'}"
-    return _wrong_tensors(adapters[name]) or _wrong_merge(adapters[name], merged=merged)
+    adapter = adapters[name]
+    return _wrong_tensors(adapter) or _wrong_merge(adapter, merged=merged) or _bypassed(adapter)
 
 
 def _in_force(names: tuple[str, ...]) -> Promise:
@@ -102,6 +103,16 @@ def _wrong_merge(adapter: AdapterGroup, *, merged: bool) -> str | None:
         return None
     state = "merged" if adapter.merged else "not merged"
     return f"adapter {adapter.name!r} is {state}, asked for the other"
+
+
+def _bypassed(adapter: AdapterGroup) -> str | None:
+    if not adapter.bypassed_layers:
+        return None
+    return (
+        f"adapter {adapter.name!r}: a forward pass went past {adapter.bypassed_layers} of its "
+        f"{adapter.layers} layers. The modules around them multiply with their weights and do not "
+        "call them, as fused code does; merge the adapter (':merged')"
+    )
 
 
 LORA = Part(

@@ -244,6 +244,20 @@ def test_an_adapter_that_is_off_in_one_layer_breaks_the_promise(folders):
         promise(session, "lora:a", asked)
 
 
+def test_layers_that_a_pass_goes_past_break_the_promise(folders):
+    """Fused code multiplies with a layer's weight and does not call the layer."""
+    asked = plan(folders[0])
+    session = TransformersEngine().open(asked)
+    layer = session._loaded.model.model.layers[1].mlp.down_proj
+    promise(session, "lora:a", asked)
+    mlp = session._loaded.model.model.layers[1].mlp
+    mlp.forward = lambda x: torch.nn.functional.linear(
+        mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x), layer.weight
+    )
+    with pytest.raises(NotInEffect, match="went past 1 of its 6 layers"):
+        promise(session, "lora:a", asked)
+
+
 def test_modules_that_do_not_follow_a_switch_are_an_error(both, monkeypatch):
     monkeypatch.setattr(module.PeftModel, "set_adapter", lambda *_args, **_kwargs: None)
     with pytest.raises(NotInEffect, match="adapter 'b' was asked for, in force are a"):

@@ -106,7 +106,7 @@ def test_code_and_tokens_that_came_with_a_checkpoint_are_said():
         )
 
 
-def layer(a, b, bias=None):
+def layer(a, b, bias=None, scale=1.0):
     """A layer as peft has it, with one adapter of these values."""
     linear = nn.Linear(1, 1, bias=bias is not None)
     linear.weight.data.fill_(b)
@@ -117,12 +117,19 @@ def layer(a, b, bias=None):
         lora_B={"x": linear},
         lora_embedding_A={},
         lora_embedding_B={},
+        scaling={"x": scale},
     )
 
 
 @pytest.mark.parametrize(
     ("values", "idle"),
-    [((1.0, 0.0), True), ((0.0, 1.0), True), ((1.0, 1.0), False), ((1.0, 0.0, 0.5), False)],
+    [
+        ((1.0, 0.0), True),
+        ((0.0, 1.0), True),
+        ((1.0, 1.0), False),
+        ((1.0, 0.0, 0.5), False),
+        ((1.0, 1.0, None, 0.0), True),
+    ],
 )
 def test_an_adapter_is_idle_where_its_product_is_zero(values, idle):
     """As peft starts it; a bias of its own is none."""

@@ -12,7 +12,7 @@ import gc
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,17 +20,19 @@ import aiohttp
 
 from pytest_llmperf.core.trace import RequestTrace
 from pytest_llmperf.engines.server.failures import (
+    broken,
     encoding_failure,
     is_encoded,
-    no_message,
     status_failure,
-    tls_failure,
 )
 from pytest_llmperf.engines.server.messages.bounds import Bounds
+from pytest_llmperf.engines.server.messages.events import DoneSeen
 from pytest_llmperf.engines.server.messages.protocols import Parse
-from pytest_llmperf.engines.server.starting.connecting import connections
+from pytest_llmperf.engines.server.starting.connecting import AT_ONCE_S, Reuse, connections
 from pytest_llmperf.engines.server.stream import Answer, BadStream, answer
 
+AFTER_DONE_S = 0.1
+"""How long is waited for a stream's end, and for a usage, after [DONE]."""
 PROBE_S = 0.02
 
 _OK = 200
@@ -302,36 +304,29 @@ class Client:
         try:
             await self._stream_past_idle(outcome)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            outcome.failure = self._failure(error, len(outcome.chunks))
+            outcome.failure = broken(error, len(outcome.chunks), self._timeout_s)
         outcome.end_ns = self._now_ns()
         outcome.read(self._endpoint.parse)
-
-    def _failure(self, error: Exception, n_chunks: int) -> str:
-        """Say why a request failed after so many pieces of the answer."""
-        if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-            return tls_failure(error)
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return f"the connection was refused ({error.os_error.strerror or error.os_error})"
-        if isinstance(error, TimeoutError):
-            return no_message(self._timeout_s, f"{n_chunks} pieces of the answer")
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        return f"the stream broke after {n_chunks} pieces of the answer ({reason})"
 
     async def _stream_past_idle(self, outcome: RequestOutcome) -> None:
         """Stream the answer; send again what met a connection that the server had closed as idle.
 
-        RFC 9110, 9.2.2 allows it.
+        RFC 9110, 9.2.2 allows it. What breaks later, or on a fresh connection, is a request that
+        the server has seen: to send it again would hide a failure, and load the server twice.
         """
+        reuse, start_s = Reuse(), time.monotonic()
         try:
-            await self._stream(outcome, self._session)
-        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            if outcome.chunks or isinstance(error, aiohttp.ClientConnectorError):
+            await self._stream(outcome, self._session, reuse)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+            if outcome.chunks or not reuse.is_reused or time.monotonic() - start_s > AT_ONCE_S:
                 raise
             # Other connections that wait may be closed as well.
             async with connections(self._timeout_s, self._endpoint.trusted) as fresh:
-                await self._stream(outcome, fresh)
+                await self._stream(outcome, fresh, reuse)
 
-    async def _stream(self, outcome: RequestOutcome, session: aiohttp.ClientSession) -> None:
+    async def _stream(
+        self, outcome: RequestOutcome, session: aiohttp.ClientSession, reuse: Reuse
+    ) -> None:
         now_ns, append = self._now_ns, outcome.chunks.append
         async with session.post(
             self._endpoint.url,
@@ -339,6 +334,7 @@ class Client:
             headers=self._endpoint.headers,
             allow_redirects=False,
             timeout=self._timeout,
+            trace_request_ctx=reuse,
         ) as response:
             if response.status != _OK:
                 outcome.failure = await status_failure(response)
@@ -346,6 +342,7 @@ class Client:
             if is_encoded(response):
                 outcome.failure = encoding_failure(response)
                 return
+            is_done = DoneSeen()
             bounds = Bounds(outcome.call.n_output_tokens, outcome.sent_ns, self._timeout_s)
             async for data in response.content.iter_any():
                 t_ns = now_ns()
@@ -353,6 +350,16 @@ class Client:
                 if bounds.exceeded(t_ns, data):
                     outcome.failure = bounds.failure
                     return
+                if is_done(data):
+                    await self._after_done(response, outcome)
+                    return
+
+    async def _after_done(self, response: aiohttp.ClientResponse, outcome: RequestOutcome) -> None:
+        """Take what comes with the end of an answer; its server may leave the connection open."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AFTER_DONE_S):
+                async for data in response.content.iter_any():
+                    outcome.chunks.append((self._now_ns(), data))
 
     async def _watched(self, outcomes: list[RequestOutcome], work: Awaitable[None]) -> ClientRun:
         """Do the work, and see how late the loop's own timers ring and how busy it is.

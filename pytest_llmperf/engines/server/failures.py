@@ -23,6 +23,18 @@ def no_message(timeout_s: float, came: str) -> str:
     )
 
 
+def broken(error: Exception, n_chunks: int, timeout_s: float) -> str:
+    """Say why a request broke after so many pieces of the answer."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+        return tls_failure(error)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"the connection was refused ({error.os_error.strerror or error.os_error})"
+    if isinstance(error, TimeoutError):
+        return no_message(timeout_s, f"{n_chunks} pieces of the answer")
+    reason = f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"the stream broke after {n_chunks} pieces of the answer ({reason})"
+
+
 async def status_failure(response: aiohttp.ClientResponse) -> str:
     """Say which status an answer had, with the beginning of its text."""
     text = (await response.content.read(_ERROR_BYTES)).decode("utf-8", "replace")

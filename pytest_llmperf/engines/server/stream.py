@@ -24,8 +24,14 @@ __all__ = ["Answer", "BadStream", "Piece", "answer", "parse_openai", "parse_tgi"
 SHOWN_BYTES = 300
 """How much of a body that is no stream is shown."""
 
-BROKEN_OFF = frozenset({"abort", "aborted", "cancelled", "content_filter", "error"})
-"""Finish reasons of an answer that did not come to its end."""
+BROKEN_OFF = frozenset(
+    (
+        *("abort", "aborted", "cancel", "cancelled", "canceled", "interrupted", "timeout"),
+        *("error", "failed", "failure", "internal_error", "insufficient_system_resource"),
+        *("content_filter", "safety", "recitation", "refusal", "blocklist", "prohibited_content"),
+    )
+)
+"""Finish reasons, in small letters, of an answer that did not come to its end."""
 
 
 class BadStream(Exception):
@@ -63,6 +69,9 @@ def answer(chunks: Sequence[tuple[int, bytes]], parse: Parse) -> Answer:
     messages = sse.messages(chunks)
     if chunks and not messages:
         raise BadStream(_no_stream(chunks, parse))
+    error = next((message for message in messages if message.is_error), None)
+    if error is not None:
+        raise BadStream(f"the server sent an error: {sse.body([error[:2]], SHOWN_BYTES)}")
     done = any(message.data == sse.DONE for message in messages)
     timed = [
         (message.t_ns, _parsed(message.data, parse, i))
@@ -95,12 +104,14 @@ def _has_ended(pieces: Sequence[Piece]) -> bool:
     """Whether the server said why it stopped, or sent its final usage."""
     if any(piece.finish for piece in pieces):
         return True
-    return bool(pieces) and pieces[-1].n_output is not None and not pieces[-1].n_choices
+    n_usage = sum(piece.n_output is not None and not piece.n_choices for piece in pieces)
+    # More than one is a running usage between the tokens, and the last of these is no end.
+    return n_usage == 1 and pieces[-1].n_output is not None and not pieces[-1].n_choices
 
 
 def _unfinished(pieces: Sequence[Piece], messages: Sequence[sse.Message]) -> str:
     n_texts = sum(bool(piece.text) for piece in pieces)
-    last = sse.body(messages[-1:], SHOWN_BYTES)
+    last = sse.body([message[:2] for message in messages[-1:]], SHOWN_BYTES)
     ending = f". Its last message: {last}" if last and not n_texts else ""
     return (
         f"the stream ended after {n_texts} messages with text, "
@@ -129,7 +140,8 @@ def _require_one_answer(pieces: Sequence[Piece]) -> None:
     models = sorted({piece.model for piece in pieces if piece.model})
     if len(models) > 1:
         raise BadStream(f"the messages of one answer name several models: {', '.join(models)}")
-    broken_off = next((piece.finish for piece in pieces if piece.finish in BROKEN_OFF), "")
+    finishes = (piece.finish for piece in pieces)
+    broken_off = next((finish for finish in finishes if finish.lower() in BROKEN_OFF), "")
     if broken_off:
         raise BadStream(f"the server broke the answer off: its finish reason is {broken_off!r}")
 
@@ -143,7 +155,7 @@ def _put_together(timed: Sequence[Timed]) -> Answer:
         text=_whole_characters("".join(piece.text for piece in pieces)),
         n_prompt=_last(pieces, "n_prompt"),
         n_output=n_output,
-        n_cached=_last(pieces, "n_cached"),
+        n_cached=max((p.n_cached for p in pieces if p.n_cached is not None), default=None),
         model=_last(pieces, "model"),
         counted=times.counted,
         untimed="first" if _reasons_unseen(pieces, n_output) else times.untimed,

@@ -24,6 +24,7 @@ from pytest_llmperf.core.effective import AdapterGroup
 from pytest_llmperf.core.plan import LoadPlan
 from pytest_llmperf.engines.loading.adapter_files import AdapterFile, require_fits
 from pytest_llmperf.engines.loading.checkpoint import load_errors
+from pytest_llmperf.engines.transformers.merging import merge_layers
 from pytest_llmperf.engines.transformers.observed.idle_adapters import is_idle
 from pytest_llmperf.errors import NotInEffect, UsageError, did_you_mean
 
@@ -211,55 +212,16 @@ def _without_peft_warnings() -> Iterator[None]:
 def merged(adapters: Adapters) -> Adapters:
     """Fold the one adapter into the weights of `model`.
 
-    Raises NotInEffect for a layer that did not change by its product.
+    Raises NotInEffect for a layer that did not change by its product, and LoadError for one whose
+    weight is another module's too.
     """
     assert adapters.peft is not None  # noqa: S101 - merging is what makes it None
     (file,) = adapters.files
     (group,) = adapters.groups()
-    changed = _merge_layers(adapters.model, file.name)
+    changed = merge_layers(adapters.model, file.name, _layers(adapters.model, file.name))
     tuner: Any = adapters.peft.base_model
     group = structs.replace(group, layers=changed, merged=True, active=True)
     return replace(adapters, model=tuner.unload(), peft=None, merged=(group,))
-
-
-def _merge_layers(model: nn.Module, name: str) -> int:
-    """Merge all layers of the adapter. Return how many of them changed."""
-    return sum(_merge(layer, name) for layer in _layers(model, name))
-
-
-def _merge(layer: Any, name: str) -> bool:
-    """Merge one layer. Return False if its weights did not change: the product was rounded away.
-
-    Raises NotInEffect for weights that changed by something else.
-    """
-    before = _base_weight(layer).clone()
-    delta = layer.get_delta_weight(name)
-    layer.merge(safe_merge=True, adapter_names=[name])
-    after = _base_weight(layer)
-    # DoRA and its kind change the weights by more than a product.
-    if name not in layer.lora_variant:
-        _require_sum(name, after, before.float(), delta.float())
-    return not torch.equal(before, after) or not bool(delta.any())
-
-
-def _base_weight(layer: Any) -> Tensor:
-    weight: Tensor = layer.get_base_layer().weight.data
-    return weight
-
-
-def _require_sum(name: str, weight: Tensor, base: Tensor, delta: Tensor) -> None:
-    if not _is_sum(weight, base, delta):
-        raise NotInEffect(
-            f"adapter {name!r}: merging changed a layer's weights by something else than "
-            "its product B·A."
-        )
-
-
-def _is_sum(weight: Tensor, base: Tensor, delta: Tensor) -> bool:
-    """Whether `weight` is the sum of both, to the rounding of its dtype."""
-    total = base + delta
-    allowed = torch.finfo(weight.dtype).eps * (base.abs() + delta.abs() + total.abs())
-    return bool(((weight.float() - total).abs() <= allowed).all())
 
 
 def _group(peft: PeftModel | None, model: nn.Module, file: AdapterFile) -> AdapterGroup:

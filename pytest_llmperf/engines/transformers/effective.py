@@ -37,6 +37,7 @@ from pytest_llmperf.engines.transformers.observed.groups import (
     tensor_groups,
 )
 from pytest_llmperf.engines.transformers.observed.holdings import held_tensors
+from pytest_llmperf.engines.transformers.observed.idle_adapters import bypassed
 from pytest_llmperf.engines.transformers.observed.surroundings import notes_on
 from pytest_llmperf.engines.transformers.parallel.division import described as left_whole
 from pytest_llmperf.engines.transformers.parallel.library import carrier
@@ -100,7 +101,7 @@ def describe(loaded: ModelOnDevice, *, last_run: RunFacts | None = None) -> Effe
         *(left_whole(shard.left_whole) for shard in described.shards if shard.left_whole),
     ]
     noted = structs.replace(described, notes=(*loaded.not_read, *seen, *described.notes))
-    return _with_pruning(_with_adapters(noted, loaded), loaded)
+    return _with_pruning(_with_adapters(noted, loaded, probe.calls), loaded)
 
 
 def _held_by(
@@ -170,13 +171,15 @@ def _stored_quantized(loaded: ModelOnDevice, matrices: tuple[OtherMatrices, ...]
     return quantized_by(loaded.model.config) or "the model's factory"
 
 
-def _with_adapters(described: Effective, loaded: ModelOnDevice) -> Effective:
+def _with_adapters(described: Effective, loaded: ModelOnDevice, calls: Calls) -> Effective:
     adapters = loaded.adapters
     if adapters is None:
         return described
-    return structs.replace(
-        described, adapters=adapters.in_force(), resident_adapters=adapters.groups()
+    groups = tuple(
+        structs.replace(group, bypassed_layers=bypassed(loaded.model, group.name, calls.modules))
+        for group in adapters.groups()
     )
+    return structs.replace(described, adapters=adapters.in_force(), resident_adapters=groups)
 
 
 def _with_pruning(described: Effective, loaded: ModelOnDevice) -> Effective:

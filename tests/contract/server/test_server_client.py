@@ -93,6 +93,61 @@ def test_a_server_that_closes_all_its_idle_connections_fails_no_request():
     assert opened == 5
 
 
+def test_a_request_that_a_server_saw_and_dropped_is_a_failure_and_not_sent_again():
+    """Each second one breaks after 80 ms, on a connection that served another before."""
+    heads = 0
+
+    async def drops(reader, writer):
+        nonlocal heads
+        for number in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            heads += 1
+            await reader.readexactly(int(head.lower().split(b"content-length:")[1].split()[0]))
+            if number:
+                await asyncio.sleep(0.08)
+            else:
+                answer = (len(ANSWER), ANSWER)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % answer)
+        writer.close()
+
+    async def load() -> list[str | None]:
+        server = await asyncio.start_server(drops, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/completions"
+        async with server, connections(10) as session:
+            client = Client(Endpoint(url, {}, parse_openai), session)
+            call = Call(body=b"{}", n_prompt_tokens=1)
+            outcomes = [*await client.together([call]), *await client.together([call])]
+        return [outcome.failure for outcome in outcomes]
+
+    first, second = asyncio.run(load())
+    assert first is None
+    assert second is not None
+    assert "the stream broke after 0 pieces" in second
+    assert heads == 2
+
+
+def test_an_answer_ends_with_its_last_line_though_the_connection_stays_open():
+    """The next request need not wait for a server that keeps its sockets."""
+
+    async def hangs(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + ANSWER)
+        await writer.drain()
+        await reader.read()  # until the client hangs up
+        writer.close()
+
+    async def load() -> list[str | None]:
+        server = await asyncio.start_server(hangs, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/completions"
+        async with connections(2) as session:
+            client = Client(Endpoint(url, {}, parse_openai), session)
+            (outcome,) = await client.together([Call(body=b"{}", n_prompt_tokens=1)])
+        server.close()
+        return [outcome.failure]
+
+    assert asyncio.run(load()) == [None]
+
+
 def test_a_trace_is_played_with_its_lengths(start):
     """Prompt and output lengths of each request."""
     traffic = Traffic(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from types import SimpleNamespace
 
 import pytest
 
 from pytest_llmperf.core.trace import TokenEvent
 from pytest_llmperf.engines.server.client import Call, RequestOutcome
-from pytest_llmperf.engines.server.proof import asked, probes, proved, self_report
+from pytest_llmperf.engines.server.proof import asked, probes, proved, questions, self_report
 from pytest_llmperf.engines.server.proof.probes import FirstTokens
 from pytest_llmperf.engines.server.stream import Answer
 from pytest_llmperf.errors import NotInEffect
@@ -245,5 +246,43 @@ def test_where_nothing_counts_the_first_tokens_are_timed(again_s, long_s, expect
 
     async def metrics() -> dict[str, float]:
         return {}
+
+    assert asyncio.run(probes.prefix_cache(send, metrics, 256)) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "is_length"),
+    [
+        (400, "This model's maximum context length is 512 tokens", True),
+        (422, "inputs tokens + max_new_tokens must be <= 2048", True),
+        (413, "the prompt is too long", True),
+        (429, "maximum context length per minute", False),
+        (503, "context", False),
+        (400, "unknown field 'ignore_eos'", False),
+    ],
+)
+def test_only_a_refusal_for_its_length_proves_a_context(status, words, is_length):
+    assert questions.refused_for_length(status, words) is is_length
+
+
+@pytest.mark.parametrize(
+    ("cached", "hits", "expected"),
+    [
+        ((0, 0, 0, 0), 0.0, ("off", probes.USAGE)),
+        ((0, 0, 256, 0), 0.0, ("on", probes.USAGE)),
+        ((0, 0, 0, 0), 256.0, ("on", probes.COUNTERS)),
+    ],
+)
+def test_a_usage_of_zero_is_held_against_counters_and_more_repeats(cached, hits, expected):
+    """A field that nobody fills, and two replicas with a cache each."""
+    counts = iter(cached)
+    pages = iter([0.0, 1000.0])
+
+    async def send(_number: int, _n_tokens: int) -> RequestOutcome:
+        return SimpleNamespace(answer=SimpleNamespace(n_cached=next(counts), events=()))
+
+    async def metrics() -> dict[str, float]:
+        queries = next(pages)
+        return {"prefix_queries": queries, "prefix_hits": hits if queries else 0.0}
 
     assert asyncio.run(probes.prefix_cache(send, metrics, 256)) == expected

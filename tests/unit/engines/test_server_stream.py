@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pytest_llmperf.core.metrics import server_metrics
 from pytest_llmperf.engines.server.client import Call, RequestOutcome
 from pytest_llmperf.engines.server.counting import count_marks
+from pytest_llmperf.engines.server.messages.events import DoneSeen
 from pytest_llmperf.engines.server.stream import (
     Answer,
     BadStream,
@@ -84,6 +85,51 @@ def test_tool_calls_are_tokens():
         parse_openai,
     )
     assert len(found.events) == 1
+
+
+def test_of_a_tool_call_the_model_wrote_name_and_arguments():
+    """The id and the index are the server's."""
+    call = {"index": 0, "id": "call_1", "function": {"name": "look", "arguments": '{"at": 1}'}}
+    messages = [delta(tool_calls=[call]), delta(finish_reason="tool_calls")]
+    assert answer(chunks(*messages), parse_openai).text == 'look{"at": 1}'
+
+
+def test_an_event_that_is_an_error_by_name_is_one():
+    """Whatever its data say, and although the stream ends as others do."""
+    event = b'event: error\ndata: {"code": 500, "reason": "out of blocks"}\n\n'
+    stream = [*chunks(text("a")), (9, event), *chunks(USAGE, "[DONE]")]
+    with pytest.raises(BadStream, match=r"the server sent an error: .*out of blocks"):
+        answer(stream, parse_openai)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"usage": {"prompt_tokens_details": {"cached_tokens": 6}}},
+        {"usage": {"prompt_cache_hit_tokens": 6}},
+        {"usage": {"cached_tokens": 6}},
+        {"timings": {"cache_n": 6}},
+    ],
+)
+def test_tokens_from_a_cache_are_seen_wherever_a_server_says_so(fields):
+    """In any message: the last may say 0."""
+    last = USAGE | {"usage": USAGE["usage"] | {"prompt_tokens_details": {"cached_tokens": 0}}}
+    stream = chunks(text("a") | fields, text("b", finish_reason="length"), last)
+    assert answer(stream, parse_openai).n_cached == 6
+
+
+@pytest.mark.parametrize(
+    ("pieces", "seen"),
+    [
+        ([b"data: [DONE]\n\n"], [True]),
+        ([b'data: {"text": "[DONE]"}\n\n'], [False]),
+        ([b"data: {}\n\ndata: [DO", b"NE]\r", b"\n"], [False, True, True]),
+        ([b"data: [DONE]"], [False]),
+    ],
+)
+def test_the_line_that_ends_a_stream_is_seen_when_it_is_whole(pieces, seen):
+    is_done = DoneSeen()
+    assert [is_done(piece) for piece in pieces] == seen
 
 
 def test_token_ids_count_what_a_message_bundles():
@@ -184,6 +230,18 @@ def test_bytes_may_be_cut_anywhere():
         ([text("a", finish_reason="abort")], "broke the answer off: its finish reason is 'abort'"),
         ([text("a"), "[" * 200_000], "message 1 is not what the protocol says"),
         ([text("a", finish_reason="")], "before the server said why it stopped"),
+        ([text("a", finish_reason="null")], "before the server said why it stopped"),
+        ([text("a", finish_reason="canceled")], "its finish reason is 'canceled'"),
+        ([text("a", finish_reason="SAFETY")], "its finish reason is 'SAFETY'"),
+        (
+            [text("a"), {"detail": "Internal Server Error"}, USAGE, "[DONE]"],
+            "the server sent an error: Internal Server Error",
+        ),
+        (
+            [text("a"), {"message": "out of memory", "code": 500}, USAGE, "[DONE]"],
+            "the server sent an error: out of memory",
+        ),
+        ([text("a"), USAGE, text("b"), USAGE], "before the server said why it stopped"),
     ],
 )
 def test_a_stream_that_is_wrong_says_how(messages, said):

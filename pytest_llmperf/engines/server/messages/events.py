@@ -23,11 +23,29 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+_DONE_LINE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][ \t]*[\r\n]")
+_LONGEST_DONE = 16
+
+
+class DoneSeen:
+    """Whether the line that ends a stream is complete; to be called with each piece of bytes."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def __call__(self, data: bytes) -> bool:
+        """Return True once the line has come."""
+        window = self._tail + data
+        self._tail = window[-_LONGEST_DONE:]
+        return b"[DONE]" in window and _DONE_LINE.search(window) is not None
+
+
 class Message(NamedTuple):
-    """The data of one event, and when its last byte came (ns)."""
+    """The data of one event, when its last byte came (ns), and whether it is an `error` by name."""
 
     t_ns: int
     data: bytes
+    is_error: bool = False
 
 
 class _Line(NamedTuple):
@@ -42,13 +60,16 @@ def messages(chunks: Sequence[tuple[int, bytes]]) -> list[Message]:
     """
     found: list[Message] = []
     event: list[_Line] = []
+    name = b""
     for line in _lines(chunks):
         if line.text.startswith(b"data:"):
             event.append(_Line(line.t_ns, line.text[len(b"data:") :].strip()))
+        elif line.text.startswith(b"event:"):
+            name = line.text[len(b"event:") :].strip()
         elif not line.text:
-            found += _of_event(event)
-            event = []
-    return found + _of_event(event)
+            found += _of_event(event, name)
+            event, name = [], b""
+    return found + _of_event(event, name)
 
 
 def body(chunks: Sequence[tuple[int, bytes]], limit: int) -> str:
@@ -57,11 +78,12 @@ def body(chunks: Sequence[tuple[int, bytes]], limit: int) -> str:
     return shown(beginning.decode("utf-8", "replace"), limit)
 
 
-def _of_event(lines: Sequence[_Line]) -> list[Message]:
+def _of_event(lines: Sequence[_Line], name: bytes) -> list[Message]:
     """Return the message of an event; several where each of its lines is one by itself."""
+    is_error = name == b"error"
     if len(lines) > 1 and not all(_is_whole(line.text) for line in lines):
-        return [Message(lines[-1].t_ns, b"\n".join(line.text for line in lines))]
-    return [Message(*line) for line in lines if line.text]
+        return [Message(lines[-1].t_ns, b"\n".join(line.text for line in lines), is_error)]
+    return [Message(*line, is_error) for line in lines if line.text]
 
 
 def _is_whole(data: bytes) -> bool:

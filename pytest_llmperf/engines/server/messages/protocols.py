@@ -29,6 +29,12 @@ class _Details(Struct):
     cached_tokens: int | None = None
 
 
+class _Timings(Struct):
+    """llama.cpp's."""
+
+    cache_n: int | None = None
+
+
 class _OutputDetails(Struct):
     reasoning_tokens: int | None = None
 
@@ -36,6 +42,8 @@ class _OutputDetails(Struct):
 class _Usage(Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's
+    cached_tokens: int | None = None  # Moonshot's
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _OutputDetails | None = None
 
@@ -62,6 +70,8 @@ class _Chunk(Struct):
     model: str | None = None
     object: Any = None
     message: Any = None
+    detail: Any = None
+    timings: _Timings | None = None
     error: Any = None
 
 
@@ -82,10 +92,10 @@ def parse_openai(data: bytes) -> Piece:
         n_tokens=_n_ids(choice),
         empty="none" if text or choice is None else _sign(choice),
         reasons=choice is not None and _reasoning(choice.delta) != "",
-        finish=(choice.finish_reason or "") if choice is not None else "",
+        finish=_finish(choice),
         n_prompt=usage.prompt_tokens,
         n_output=usage.completion_tokens,
-        n_cached=(usage.prompt_tokens_details or _Details()).cached_tokens,
+        n_cached=_n_cached(usage, chunk.timings or _Timings()),
         n_reasoning=(usage.completion_tokens_details or _OutputDetails()).reasoning_tokens,
         n_choices=max([len(choices), *(choice.index + 1 for choice in choices)]),
         model=chunk.model or None,
@@ -93,10 +103,36 @@ def parse_openai(data: bytes) -> Piece:
 
 
 def _error_of(chunk: _Chunk) -> str:
-    """Return what a message says went wrong: `error`, or an object of that name."""
+    """Return what a message says went wrong.
+
+    That is `error`, an object of that name, or a message that has words (FastAPI's `detail`) in the
+    place of choices and of usage.
+    """
     if chunk.error is not None:
         return _error_text(chunk.error)
-    return _error_text(chunk.message) if chunk.object == "error" else ""
+    if chunk.object == "error":
+        return _error_text(chunk.message)
+    words = chunk.detail if chunk.detail is not None else chunk.message
+    if words is None or chunk.choices is not None or chunk.usage is not None:
+        return ""
+    return _error_text(words)
+
+
+def _finish(choice: _Choice | None) -> str:
+    """Return the reason for the end; some servers write that there is none as a word."""
+    reason = (choice.finish_reason or "") if choice is not None else ""
+    return "" if reason.lower() in ("null", "none") else reason
+
+
+def _n_cached(usage: _Usage, timings: _Timings) -> int | None:
+    """Return the prompt's tokens that came from a cache, wherever a server says so."""
+    counts = (
+        (usage.prompt_tokens_details or _Details()).cached_tokens,
+        usage.prompt_cache_hit_tokens,
+        usage.cached_tokens,
+        timings.cache_n,
+    )
+    return max((count for count in counts if count is not None), default=None)
 
 
 def _n_ids(choice: _Choice | None) -> int | None:
@@ -108,7 +144,7 @@ def _n_ids(choice: _Choice | None) -> int | None:
 def _sign(choice: _Choice) -> Sign:
     """Say what a choice without text is there for."""
     delta = choice.delta
-    if delta is not None and delta.role and not choice.finish_reason:
+    if delta is not None and delta.role and not _finish(choice):
         return "role"
     has_text_field = choice.text is not None or (delta is not None and delta.content is not None)
     return "empty" if has_text_field else "end"
@@ -119,8 +155,15 @@ def _text_of(choice: _Choice | None) -> str:
     if choice is None:
         return ""
     delta = choice.delta or _Delta()
-    calls = msgspec.json.encode(delta.tool_calls).decode() if delta.tool_calls else ""
+    calls = "".join(map(_call_text, delta.tool_calls or ()))
     return (choice.text or "") + _content(delta.content) + _reasoning(choice.delta) + calls
+
+
+def _call_text(call: Any) -> str:
+    """Return what the model wrote of a tool call: its name and arguments, and no id."""
+    function = call.get("function") if isinstance(call, dict) else None
+    fields = function if isinstance(function, dict) else {}
+    return "".join(str(fields[name]) for name in ("name", "arguments") if fields.get(name))
 
 
 def _content(content: str | list[Any] | None) -> str:

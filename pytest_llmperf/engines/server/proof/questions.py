@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import Mapping
 
@@ -19,6 +20,9 @@ from pytest_llmperf.engines.server.traffic import Requests
 from pytest_llmperf.workloads import PromptSet
 
 _OK = 200
+_TOO_LONG = (400, 413, 422)
+_SHOWN_BYTES = 4096
+_LENGTH = re.compile(r"context|length|too (?:long|large)|tokens", re.IGNORECASE)
 _SHARE_OF_CONTEXT = 4
 _SHORT = 4
 _WORDS = "number {} "
@@ -73,6 +77,11 @@ async def _reported(server: Server) -> dict[str, Reported]:
     return self_report.reported_settings(dict(zip(paths, pages, strict=True)), server.name)
 
 
+def refused_for_length(status: int, words: str) -> bool:
+    """Whether a refusal is about the length of a request. Pure."""
+    return status in _TOO_LONG and _LENGTH.search(words) is not None
+
+
 class _Probes:
     """Requests that show what a server does not say. One that fails shows nothing."""
 
@@ -106,22 +115,30 @@ class _Probes:
         if not (size and prompt.ids and self._requests.takes_ids):
             return context
         fits = await self._accepts(prompt, int(size) - len(prompt.ids))
-        is_all = fits and not await self._accepts(prompt, int(size) - len(prompt.ids) + 1)
+        beyond = await self._accepts(prompt, int(size) - len(prompt.ids) + 1) if fits else None
+        is_all = beyond is False
         if context is None:
             return Reported(size, probes.REFUSED) if is_all else None
         return Reported(size, f"{context.origin}; {probes.REFUSED}") if is_all else context
 
-    async def _accepts(self, prompt: Prompt, n_tokens: int) -> bool:
-        """Whether a request is answered with a stream, which is not waited for."""
+    async def _accepts(self, prompt: Prompt, n_tokens: int) -> bool | None:
+        """Whether a request is answered with a stream, which is not waited for.
+
+        False where the request is refused for its length. None where it fails for another reason,
+        such as a limit of requests or a time-out, which says nothing of lengths.
+        """
         body = self._requests.call(prompt, max(1, n_tokens)).body
         server = self._server
         try:
             async with server.http.post(
                 self._requests.url, data=body, headers=server.headers, allow_redirects=False
             ) as response:
-                return bool(response.status == _OK)
+                if response.status == _OK:
+                    return True
+                words = (await response.content.read(_SHOWN_BYTES)).decode("utf-8", "replace")
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
+            return None
+        return False if refused_for_length(response.status, words) else None
 
     async def _send(self, number: int, n_tokens: int) -> RequestOutcome:
         call = self._requests.call(self._prompt(number, n_tokens), 1)

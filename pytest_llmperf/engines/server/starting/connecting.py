@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -13,6 +14,9 @@ KEEP_ALIVE_S = 2.0
 
 A request must not meet one that is being closed.
 """
+
+AT_ONCE_S = 0.05
+"""A connection that was idle and is closed breaks a request sooner: the server never saw it."""
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -31,7 +35,28 @@ def connections(timeout_s: float, trusted: ssl.SSLContext | None = None) -> aioh
         trust_env=False,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=[_notes_reuse()],
     )
+
+
+class Reuse:
+    """Whether a request went over a connection that had served another before."""
+
+    def __init__(self) -> None:
+        self.is_reused = False
+
+
+def _notes_reuse() -> aiohttp.TraceConfig:
+    """Return what sets `is_reused` of the Reuse that a request carries."""
+
+    async def note(_session: object, context: Any, _parameters: object) -> None:
+        reuse = context.trace_request_ctx
+        if isinstance(reuse, Reuse):
+            reuse.is_reused = True
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_reuseconn.append(note)
+    return config
 
 
 async def takes_connections(base: str, timeout_s: float = 1.0) -> bool:

@@ -158,7 +158,7 @@ class _Watch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # of torch.ops: mm.default
         operands = [*_tensors(args), *_tensors((kwargs or {}).values())]
         if name == _ATTENDS:
             self.calls.sdpa[self._here()] += 1

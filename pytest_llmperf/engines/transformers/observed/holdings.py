@@ -1,14 +1,15 @@
 """Every tensor that a model holds, wherever it holds it, and the memory that these occupy.
 
 Parameters and buffers are the usual places. Packed layers, masters in higher precision and code of
-a project keep tensors in attributes, lists, dictionaries and closures besides. Memory is counted by
-storages, each once: a view adds nothing, an expanded tensor occupies what it was expanded from, and
-a slice holds all of what it was cut from.
+a project keep tensors in attributes, lists, dictionaries, hooks and functions besides. Memory is
+counted by storages, each once: a view adds nothing, an expanded tensor occupies what it was
+expanded from, and a slice holds all of what it was cut from.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -31,11 +32,16 @@ REST = "rest of a storage"
 """Kinds of TensorGroup; the last is memory that no tensor covers and that is not free."""
 
 _DEPTH = 6
+_SEQUENCES = (list, tuple, set, frozenset, deque)
 _FOREIGN = frozenset({"torch", "accelerate", "transformers", "peft", "builtins", "functools"})
 """Packages whose objects, modules apart, hold caches, hooks and configurations: no weights."""
 
-_OF_MODULES = frozenset(vars(nn.Module())) | {"_hf_hook", "_old_forward"}
-"""Attributes that torch and accelerate give to modules."""
+_LIBRARIES = _FOREIGN | {"bitsandbytes", "torchao", "compressed_tensors", "pytest_llmperf"}
+"""Packages whose functions refer to global tables, which are no weights of the model."""
+
+_HOOKS = frozenset({"_forward_hooks", "_forward_pre_hooks"})
+_OF_MODULES = frozenset(vars(nn.Module())) - _HOOKS | {"_hf_hook", "_old_forward"}
+"""Attributes that torch and accelerate give to modules, but for the hooks of users."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +125,10 @@ def storage_key(tensor: Tensor) -> tuple[str, int]:
     tensor = next(inner_tensors(tensor), tensor)
     if tensor.is_meta or not _has_storage(tensor):
         return str(tensor.device), id(tensor)
-    address = tensor.untyped_storage().data_ptr()
+    try:
+        address = tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # under a transform of torch.func, such as vmap
+        return str(tensor.device), -id(tensor)
     return str(tensor.device), address or -id(tensor)
 
 
@@ -227,11 +236,19 @@ def _own_attributes(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 def _may_hold(value: object) -> bool:
     """Whether a value is a container, a closure, or an object of a package that keeps weights."""
-    if isinstance(value, (nn.Module, Mapping, list, tuple, set, functools.partial)):
+    if isinstance(value, (nn.Module, Mapping, *_SEQUENCES, functools.partial)):
         return True
     if isinstance(value, (FunctionType, MethodType)):
         return _package(value) not in _FOREIGN
-    return hasattr(value, "__dict__") and _package(type(value)) not in _FOREIGN
+    has_fields = hasattr(value, "__dict__") or bool(_slots(type(value)))
+    return has_fields and _package(type(value)) not in _FOREIGN
+
+
+def _slots(cls: type) -> list[str]:
+    """Return the names of the fields that instances keep in slots."""
+    slots = (vars(parent).get("__slots__", ()) for parent in cls.__mro__)
+    names = ([slot] if isinstance(slot, str) else slot for slot in slots)
+    return [name for name in chain.from_iterable(names) if name not in ("__dict__", "__weakref__")]
 
 
 def _inside(value: Any) -> Iterator[tuple[str, object]]:
@@ -240,27 +257,40 @@ def _inside(value: Any) -> Iterator[tuple[str, object]]:
         return
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", inner) for key, inner in list(value.items()))
-    elif isinstance(value, (list, tuple, set)):
+    elif isinstance(value, _SEQUENCES):
         yield from ((f"[{index}]", inner) for index, inner in enumerate(value))
     elif isinstance(value, (functools.partial, FunctionType, MethodType)):
         yield from _inside_callable(value)
     elif not isinstance(value, type):
-        yield from ((f".{name}", inner) for name, inner in list(vars(value).items()))
+        fields = {name: getattr(value, name, None) for name in _slots(type(value))}
+        fields |= getattr(value, "__dict__", {})
+        yield from ((f".{name}", inner) for name, inner in fields.items())
 
 
 def _inside_callable(
     value: functools.partial[Any] | FunctionType | MethodType,
 ) -> Iterator[tuple[str, object]]:
-    """Yield arguments of a partial, variables of a closure, or what a method is bound to."""
+    """Yield arguments of a partial, what a function refers to, or what a method is bound to."""
     if isinstance(value, functools.partial):
         yield from ((f"({index})", inner) for index, inner in enumerate(value.args))
         yield from ((f"({name})", inner) for name, inner in value.keywords.items())
     elif isinstance(value, FunctionType):
-        cells = zip(value.__code__.co_freevars, _cells(value), strict=True)
-        yield from ((f"<{name}>", _content(cell)) for name, cell in cells)
+        yield from _inside_function(value)
     else:
         yield "", value.__func__
         yield "<self>", value.__self__
+
+
+def _inside_function(function: FunctionType) -> Iterator[tuple[str, object]]:
+    """Yield a function's defaults, the variables of its closure, and the globals that it names."""
+    cells = zip(function.__code__.co_freevars, _cells(function), strict=True)
+    yield from ((f"<{name}>", _content(cell)) for name, cell in cells)
+    defaults = {str(index): value for index, value in enumerate(function.__defaults__ or ())}
+    defaults |= function.__kwdefaults__ or {}
+    yield from ((f"(={name})", value) for name, value in defaults.items())
+    if _package(function) not in _LIBRARIES:
+        named = (name for name in function.__code__.co_names if name in function.__globals__)
+        yield from ((f"<{name}>", function.__globals__[name]) for name in named)
 
 
 def _cells(function: FunctionType) -> tuple[Any, ...]:
