@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers", exc_type=ModuleNotFoundError)
 from support.generating import loaded, tiny_llama
 
 from pytest_llmperf.engines.transformers import TransformersModel
+from pytest_llmperf.engines.transformers.observed import compiled
 from pytest_llmperf.errors import NotInEffect
 from pytest_llmperf.strategies import parse, require_in_effect
 from pytest_llmperf.workloads import Decode
@@ -99,3 +100,41 @@ def test_a_compiled_prompt_before_steps_that_are_not_compiled_is_not_enough():
     assert 0.1 < effective.compiled_share < 0.9
     with pytest.raises(NotInEffect, match="of the products with weights"):
         require_in_effect(effective, promises, "warm")
+
+
+class ScaledHead(torch.nn.Linear):
+    """Only the scaling of its weight is in a graph; the product is a kernel that is in none."""
+
+    def forward(self, x):
+        return without_dynamo(torch.nn.functional.linear)(x, self.weight * 0.5)
+
+
+def test_a_weight_that_a_graph_only_scales_is_not_multiplied_there():
+    """The head is the largest matrix of the model."""
+    model = tiny_llama(layers=1)
+    head = ScaledHead(model.lm_head.in_features, model.lm_head.out_features, bias=False)
+    head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.lm_head = head
+    effective, promises = run_compiled(model)
+    matrices = sum(w.numel() for w in model.parameters() if w.dim() > 1)
+    matrices -= model.model.embed_tokens.weight.numel()
+    share = 1 - head.weight.numel() / matrices
+    assert effective.compiled_share == pytest.approx(share, abs=0.02)
+    with pytest.raises(NotInEffect):
+        require_in_effect(effective, promises, "warm")
+
+
+def test_what_goes_to_a_librarys_operator_may_be_multiplied_there():
+    """Of the graph alone: scaling leads nowhere, an operator of a library counts."""
+    graph = torch.fx.Graph()
+    scaled, packed = graph.placeholder("scaled"), graph.placeholder("packed")
+    graph.output((graph.call_function(torch.mul, (scaled, 0.5)),))
+    assert not compiled._is_multiplied(scaled)
+    view = graph.call_method("reshape", (packed, -1))
+    assert not compiled._is_multiplied(packed)
+    graph.call_function(library_product, (view,))
+    assert compiled._is_multiplied(packed)
+
+
+def library_product(tensor):
+    return tensor

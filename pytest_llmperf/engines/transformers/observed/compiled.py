@@ -1,5 +1,7 @@
 """How much of a step runs inside compiled graphs, by the weights that these graphs multiply with.
 
+A weight that a graph gets, scales or unpacks and gives out again is not multiplied there.
+
 A graph is what dynamo hands to the compiler. What breaks out of it (a disabled function, a library
 that dynamo cannot follow, a frame that was compiled too often) runs as if nothing was compiled.
 """
@@ -17,7 +19,7 @@ import torch
 import torch._dynamo.utils as dynamo
 from torch import Tensor, nn
 
-from pytest_llmperf.engines.transformers.observed.calls import Calls
+from pytest_llmperf.engines.transformers.observed.calls import PRODUCTS, Calls
 from pytest_llmperf.engines.transformers.observed.holdings import storage_key
 from pytest_llmperf.engines.transformers.quantize.storage import (
     inner_tensors,
@@ -29,13 +31,16 @@ Key = tuple[str, int]
 Matrices = Mapping[Key, int]
 """The elements of each storage that holds a matrix."""
 
+_PLAIN_PACKAGES = frozenset({"torch", "aten", "prims", "_operator", "builtins", "math"})
+"""Whose functions are no products but for those in PRODUCTS."""
+
 _LONGEST_REASON = 120
 _NAMED = 2
 
 
 @dataclass
 class Graph:
-    """One compiled graph: the storages of the tensors that go into it, and how often it ran."""
+    """One compiled graph: the storages of what it may multiply with, and how often it ran."""
 
     storages: AbstractSet[Key]
     runs: int = 0
@@ -58,7 +63,7 @@ class CompiledWork:
         return [graph.runs for graph in self.graphs]
 
     def captured_share(self, matrices: Matrices) -> float:
-        """Return the share of the matrices that go into any graph, 0 to 1."""
+        """Return the share of the matrices that any graph multiplies with, 0 to 1."""
         captured = set(chain.from_iterable(graph.storages for graph in self.graphs))
         return _share(_elements(captured, matrices), matrices)
 
@@ -120,10 +125,56 @@ class _Watched(_Inductor):  # type: ignore[misc]
 
 
 def _storages(module: Any, inputs: Iterable[Any]) -> set[Key]:
-    """Return the storages of all tensors that a graph has or gets."""
+    """Return the storages of the tensors that a graph gets and may multiply with.
+
+    Tensors of its own count whatever becomes of them: dynamo hands a model's weights in.
+    """
+    nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+    given = [
+        value
+        for node, value in zip(nodes, inputs, strict=False)
+        if isinstance(value, Tensor) and _is_multiplied(node)
+    ]
     own = chain(module.parameters(), module.buffers())
-    tensors = (value for value in chain(own, inputs) if isinstance(value, Tensor))
-    return {storage_key(inner) for tensor in tensors for inner in inner_tensors(tensor)}
+    return {storage_key(inner) for tensor in chain(own, given) for inner in inner_tensors(tensor)}
+
+
+def _is_multiplied(placeholder: Any) -> bool:
+    """Whether an input of a graph, or what is made of it, goes into a product.
+
+    A call that torch does not name (a library's operator, a kernel, a graph within) may be one.
+    """
+    waiting, seen = [placeholder], {placeholder}
+    while waiting:
+        for user in waiting.pop().users:
+            if user.op == "call_module" or _may_multiply(user):
+                return True
+            if user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return False
+
+
+def _may_multiply(node: Any) -> bool:
+    if node.op == "call_method":
+        return node.target in PRODUCTS
+    if node.op != "call_function":
+        return False
+    name = str(getattr(node.target, "__name__", "")).partition(".")[0]
+    if name in PRODUCTS:
+        return True
+    return _package(node.target) not in _PLAIN_PACKAGES
+
+
+def _package(function: Any) -> str:
+    """Return the package of a function, or the namespace of an operator of torch.ops."""
+    qualified, in_namespace, _ = str(getattr(function, "_qualified_op_name", "")).partition("::")
+    if in_namespace:
+        return qualified
+    namespace = getattr(function, "namespace", None)
+    if isinstance(namespace, str):
+        return namespace
+    return str(getattr(function, "__module__", "") or "torch").partition(".")[0]
 
 
 def _elements(storages: AbstractSet[Key], matrices: Matrices) -> int:
