@@ -49,13 +49,15 @@ def count_marks(
 
     A server says more tokens than were asked for, or none where text came; or it says fewer than
     our tokenizer makes of all its text; or more, where the outputs end by themselves (with `fixed`
-    lengths the rest may be special tokens, whose text is not sent).
+    lengths the rest may be special tokens, whose text is not sent). A server that counts nothing
+    sends messages of several tokens each.
     """
     answered = _answered(outcomes)
     reason = (
         _uncounted(answered)
         or _excess(answered)
         or _disagreement(_counted(answered), count, fixed=fixed)
+        or _uncounted_bundles(answered, count)
     )
     marks = [Mark(kind="token-counts", detail=reason)] if reason else []
     if any(answer.untimed == "first" for _, answer in answered):
@@ -178,6 +180,22 @@ def _disagreement(
     return (
         f"the server counted {server_total} output tokens, "
         f"the model's tokenizer makes {own_total} of their text"
+    )
+
+
+def _uncounted_bundles(
+    answered: Sequence[tuple[Call, Answer]], count: Callable[[str], int | None]
+) -> str:
+    """Say that messages were taken for tokens and hold several, by the model's tokenizer."""
+    guesses = [answer for _, answer in answered if _is_guess(answer) and answer.n_output is None]
+    own_total = sum(count(one.text) or 0 for one in guesses if UNREADABLE not in one.text)
+    n_messages = sum(len(answer.events) for answer in guesses)
+    if own_total < MIN_TOKENS or n_messages >= own_total * (1 - TOLERANCE):
+        return ""
+    return (
+        f"the server counts no output tokens, and the model's tokenizer makes {own_total} of the "
+        f"text of {n_messages} messages, which hold several each. Ask it for usage "
+        "(option 'add_fields')"
     )
 
 

@@ -340,3 +340,14 @@ def test_bytes_that_are_no_text_are_not_counted_again():
 
     assert marks("\ufffd" * 60) == []
     assert [mark.kind for mark in marks("a" * 60)] == ["token-counts"]
+
+
+@pytest.mark.parametrize(("piece", "kinds"), [("abcd", ["token-counts"]), ("a", [])])
+def test_messages_of_several_tokens_that_nobody_counts_are_marked(piece, kinds):
+    """A tokenizer of letters: 30 messages of four each, or of one."""
+    messages = [*[text(piece)] * 30, text(piece, finish_reason="stop")]
+    outcome = RequestOutcome(Call(body=b"", n_prompt_tokens=1, n_output_tokens=64), due_ns=0)
+    outcome.answer = answer(chunks(*messages), parse_openai)
+    marks = count_marks([outcome], len, fixed=False)
+    assert [mark.kind for mark in marks] == kinds
+    assert all("makes 124 of the text of 31 messages" in mark.detail for mark in marks)
