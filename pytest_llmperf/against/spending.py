@@ -16,7 +16,7 @@ from pytest_llmperf.core.verdicts.stats import MIN_PAIRS as MIN_REPETITIONS
 SHARE_OF_THE_FIRST = 0.5
 """What a later pair may cost of the first, which compiles, converts and fills caches for all.
 
-On an H200 the first took 32 s where the next ones took 18, and 31 s where they took 14.
+On an H200 first pairs took 31 and 32 s where later ones took 18 to 22.
 """
 
 BLOCK_SHARE = 0.2

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_llmperf.engines.transformers.observed.holdings import storage_key
 from pytest_llmperf.errors import LoadError, NotInEffect
 
 
@@ -25,15 +26,20 @@ def merge_layers(model: nn.Module, name: str, layers: Sequence[Any]) -> int:
 def _require_own_weight(model: nn.Module, layer: Any, name: str) -> None:
     """Raise LoadError for a weight that another module uses: merging would change both."""
     base = layer.get_base_layer()
-    weight = _base_weight(layer)
+    place = _place(base.weight)
     for path, module in model.named_modules():
-        shared = (p for p in module.parameters(recurse=False) if p.data_ptr() == weight.data_ptr())
-        if module is not base and any(True for _ in shared):
+        places = map(_place, module.parameters(recurse=False))
+        if module is not base and place in places:
             raise LoadError(
                 f"adapter {name!r} changes a layer whose weight is that of {path!r} too (tied "
                 "weights): merging it would change both. Leave out ':merged', or untie them in the "
                 "checkpoint (tie_word_embeddings=False, with a weight of the head's own)."
             )
+
+
+def _place(weight: Tensor) -> tuple[object, int]:
+    """Return where a weight begins: tensors of one file lie in one storage, side by side."""
+    return storage_key(weight), int(weight.storage_offset())
 
 
 def _merge(layer: Any, name: str) -> bool:

@@ -65,7 +65,7 @@ def memory(plan: LoadPlan, server: Server, proof: Proof) -> MemoryGauges:
     if server.child is None:
         reasons["process"] = f"{_UNSEEN}: it runs elsewhere"
     elif plan.device != "cpu":
-        reasons["process"] = f"{_UNSEEN}: its share of the GPU is not reported apart"
+        reasons["process"] = f"{_UNSEEN}: its share of the GPU is not told apart"
     else:
         resident = server.child.resident_bytes()
     return MemoryGauges(weights=0, process=resident, kv_tokens=tokens, reasons=reasons)
